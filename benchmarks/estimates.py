@@ -32,7 +32,7 @@ COLUMNS = ("run", "when", "estimated work", "actual work", "work ratio", "time r
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prediction:
+class RunPrediction:
     """One prediction of what a whole run takes.
 
     Attributes:
@@ -51,11 +51,11 @@ def within_factor(ratio: float, factor: float = ALLOWED_FACTOR) -> bool:
     return 1 / factor <= ratio <= factor
 
 
-def predict(model: Backend, task: Task, folder: Path) -> tuple[list[Prediction], float, float]:
+def predict(model: Backend, task: Task, folder: Path) -> tuple[list[RunPrediction], float, float]:
     """Run a discovery, and return every prediction with the actual work and seconds."""
     before = estimate_cost(model, task)
     predictions = [
-        Prediction(when="before", work=before.forward_equivalents, seconds=before.seconds)
+        RunPrediction(when="before", work=before.forward_equivalents, seconds=before.seconds)
     ]
     run = discover(model, task, runs_dir=folder)
     names = iter(("after check", "after candidate", "after mend"))
@@ -63,7 +63,7 @@ def predict(model: Backend, task: Task, folder: Path) -> tuple[list[Prediction],
         if event["kind"] == "plan":
             measured = event["measured"]
             predictions.append(
-                Prediction(
+                RunPrediction(
                     when=next(names),
                     work=event["forward_equivalents"] + measured["forward_equivalents_left"],
                     seconds=event["state"]["seconds"] + measured["seconds_left"],

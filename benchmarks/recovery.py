@@ -61,7 +61,7 @@ OPTIMUM_COLUMNS = ("meets (a) to (d)", "nodes that differ", "nodes beyond", "reg
 
 
 @dataclass(frozen=True)
-class ModelSource:
+class ModelSelection:
     """Where the models of a kind come from, and how many are used.
 
     Attributes:
@@ -241,7 +241,7 @@ def measure_regrets(
     return [max(0.0, distance - best) for distance in distances[: len(circuits)]]
 
 
-def compare_with_truth(kind: str, source: ModelSource, published: Mapping[str, Any]) -> str:
+def compare_with_truth(kind: str, source: ModelSelection, published: Mapping[str, Any]) -> str:
     """Return the table of models whose circuits are known."""
     scores_by_method: dict[str, MethodScores] = defaultdict(MethodScores)
     for name, model, task, truth in source.known_cases(kind):
@@ -271,7 +271,7 @@ class OptimumComparison:
     regret: float
 
 
-def compare_with_optimum(kind: str, source: ModelSource, published: Mapping[str, Any]) -> str:
+def compare_with_optimum(kind: str, source: ModelSelection, published: Mapping[str, Any]) -> str:
     """Return the table of trained models."""
     scores_by_method: dict[str, MethodScores] = defaultdict(MethodScores)
     comparisons: dict[str, list[OptimumComparison]] = defaultdict(list)
@@ -346,7 +346,7 @@ def main() -> None:
     arguments = parse_arguments()
     published = json.loads(arguments.published.read_text()) if arguments.published else {}
     with open_output() as output:
-        source = ModelSource(
+        source = ModelSelection(
             folder=output.folder,
             trained_models=arguments.models or output.folder,
             max_programs=arguments.programs,

@@ -21,6 +21,8 @@ do about it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class DiscoveryError(Exception):
     """An error in the input, which the caller can fix.
@@ -112,3 +114,18 @@ def first_line(fault: Exception) -> str:
     """
     lines = [line.strip() for line in str(fault).strip().splitlines()] or [type(fault).__name__]
     return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+
+
+def require_choice(
+    name: str,
+    value: object,
+    choices: Sequence[str],
+    error: type[DiscoveryError] = MeasurementError,
+) -> None:
+    """Check that an argument is one of its choices.
+
+    Raises:
+        DiscoveryError: the given kind of error; it names the argument and what is allowed.
+    """
+    if value not in choices:
+        raise error(f"{name} {value!r} is not known.", f"Allowed: {', '.join(choices)}.")

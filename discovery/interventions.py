@@ -15,7 +15,7 @@ tensor and the operation:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Literal
 
 import torch
@@ -43,6 +43,7 @@ class Edit:
     site: Site
     value: Float[Tensor, "..."]
     where: Bool[Tensor, "..."] | None = None
+    _: KW_ONLY
     operation: Literal["replace", "add", "scale"] = "replace"
     index: Int[Tensor, "row"] | None = None
 
@@ -109,9 +110,9 @@ def replace_with(
 
 def add(site: Site, value: Float[Tensor, "..."], where: Bool[Tensor, "..."] | None = None) -> Edit:
     """Return an edit that adds `value` at the site."""
-    return Edit(site, value, where, "add")
+    return Edit(site, value, where, operation="add")
 
 
 def scale(site: Site, factor: float, where: Bool[Tensor, "..."] | None = None) -> Edit:
     """Return an edit that multiplies the site by a factor; 0 is zero ablation."""
-    return Edit(site, torch.tensor(float(factor)), where, "scale")
+    return Edit(site, torch.tensor(float(factor)), where, operation="scale")

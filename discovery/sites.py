@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import total_ordering
 from typing import Literal, get_args
 
@@ -115,6 +115,7 @@ class Node:
     kind: NodeKind
     layer: int | None = None
     head: int | None = None
+    _: KW_ONLY
     feature: int | None = None
     site: FeatureSite | None = None
 
@@ -273,7 +274,7 @@ def mlp(layer: int) -> Node:
 
 def feature(layer: int, number: int, site: FeatureSite = _DEFAULT_FEATURE_SITE) -> Node:
     """Return feature `number` of the dictionary at a site of `layer`."""
-    return Node("feature", layer, None, number, site)
+    return Node("feature", layer, feature=number, site=site)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ PAIRS_PER_TEMPLATE = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reference:
+class AblationValues:
     """What an ablation puts in place of the nodes.
 
     Attributes:
@@ -63,7 +63,7 @@ class PartialRun:
     resid: Tensor
     heads: Mapping[int, set[int]]
     mlps: set[int]
-    reference: Reference
+    reference: AblationValues
 
     def enter_mlp(self, layer: int) -> None:
         """Add what the heads of a layer write."""
@@ -114,7 +114,7 @@ class SparseForward:
         self._full = self.metric(circuit.universe, "resample")
 
     @cached_property
-    def references(self) -> Mapping[Ablation, Reference]:
+    def references(self) -> Mapping[Ablation, AblationValues]:
         """The replacement values of every node under each ablation."""
         values = self._run_plainly([pair.corrupted for pair in self.circuit.pairs])
         means = ForwardResult(
@@ -230,10 +230,10 @@ class SparseForward:
             logits=self._read_out(resid, last), heads=tuple(heads), mlps=tuple(mlps)
         )
 
-    def _pick(self, values: ForwardResult) -> Reference:
+    def _pick(self, values: ForwardResult) -> AblationValues:
         """Keep the values of the pairs that are measured."""
         heads = tuple(value[:, self.measured] for value in values.heads)
-        return Reference(
+        return AblationValues(
             heads=heads,
             mlps=tuple(value[self.measured] for value in values.mlps),
             layer_sums=tuple(value.sum(0) for value in heads),

@@ -40,7 +40,8 @@ from discovery.backends.loading.load_arguments import (
     model_source,
 )
 from discovery.engine import Meter
-from discovery.errors import BudgetError, MeasurementError, StoreError
+from discovery.errors import BudgetError, MeasurementError, StoreError, require_choice
+from discovery.evaluation import require_both_splits
 from discovery.graph import RULES_VERSION, CircuitGraph, Cost
 from discovery.progress import ProgressCallback
 from discovery.sites import MetricName, Universe
@@ -364,20 +365,11 @@ def _make_context(
 
 
 def _check_arguments(task: Task, metric: str | None, universe: str, budget: float | None) -> None:
-    if metric is not None and metric not in get_args(MetricName):
-        raise MeasurementError(
-            f"metric {metric!r} is not known.", f"Allowed: {', '.join(get_args(MetricName))}."
-        )
-    if universe not in get_args(Universe):
-        raise MeasurementError(
-            f"universe {universe!r} is not known.", f"Allowed: {', '.join(get_args(Universe))}."
-        )
+    if metric is not None:
+        require_choice("metric", metric, get_args(MetricName))
+    require_choice("universe", universe, get_args(Universe))
     if budget is not None and not budget > 0:
         raise MeasurementError(
             f"budget is {budget}.", "Give a positive number of forward-pass equivalents."
         )
-    if not task.discovery.pairs or not task.heldout.pairs:
-        raise MeasurementError(
-            f"The task has {len(task)} pairs, which leaves a split empty.",
-            "Give at least 2 pairs; a verdict needs 96.",
-        )
+    require_both_splits(task)

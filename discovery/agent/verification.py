@@ -32,7 +32,7 @@ RECORD_TOLERANCE = 1e-4  # absolute for small numbers such as f, relative for la
 BASELINE_FIELDS = ("n", "metric_clean", "metric_corrupted", "accuracy", "top1")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Verification:
     """The outcome of verifying a run.
 

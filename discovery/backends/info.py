@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from discovery.errors import ModelError, SiteError
+from discovery.errors import ModelError, SiteError, require_choice
 from discovery.sites import (
     DTYPE_NAMES,
     Node,
@@ -32,8 +32,7 @@ def require_dtype(dtype: str) -> None:
     Raises:
         ModelError: if it is not; the message lists the dtypes that are.
     """
-    if dtype not in DTYPE_NAMES:
-        raise ModelError(f"dtype {dtype!r} is not known.", f"Allowed: {', '.join(DTYPE_NAMES)}.")
+    require_choice("dtype", dtype, DTYPE_NAMES, ModelError)
 
 
 def bytes_per_number(dtype: str) -> int:

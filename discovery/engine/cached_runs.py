@@ -31,6 +31,12 @@ from discovery.sites import ActivationKind, Site
 TOKENS_PER_BATCH = {"cpu": 4096, "cuda": 131072, "mps": 16384}  # larger batches gain nothing
 UNLIMITED_ROWS = 1 << 30
 
+
+def tokens_per_batch(device: torch.device) -> int:
+    """Return how many tokens a batch may have; a kind of device not listed has those of a CPU."""
+    return TOKENS_PER_BATCH.get(device.type, TOKENS_PER_BATCH["cpu"])
+
+
 Result = TypeVar("Result")
 
 
@@ -164,8 +170,7 @@ class CachedRuns:
 
     def rows_in_memory(self, first: int, end: int) -> int:
         """Return how many rows fit in memory; more than gain anything are not counted."""
-        device = self.backend.device.type
-        tokens = self.backend.tokens_per_batch or TOKENS_PER_BATCH.get(device, 4096)
+        tokens = self.backend.tokens_per_batch or tokens_per_batch(self.backend.device)
         by_tokens = max(tokens // max(end - first, 1), 1)
         by_memory = self.memory // (row_bytes(self.backend.info, first, end) + self.metric_bytes)
         return max(1, min(by_memory, by_tokens, self._max_rows or UNLIMITED_ROWS))

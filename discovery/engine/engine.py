@@ -29,7 +29,7 @@ from discovery.engine.memory import (
 from discovery.engine.prompts import Prompts, Side
 from discovery.engine.reference_means import BlockMeans, ReferenceMeans
 from discovery.engine.reference_plan import ReferencePlan
-from discovery.errors import MeasurementError, MemoryLimitError
+from discovery.errors import MeasurementError, MemoryLimitError, require_choice
 from discovery.graph import RULES_VERSION, RulesVersion
 from discovery.progress import ProgressCallback
 from discovery.sites import Ablation, MetricName, Site, SiteName
@@ -74,11 +74,8 @@ class Engine:
             MeasurementError: if the metric is unknown or the task has no pairs.
             MemoryLimitError: if the memory does not hold one pair.
         """
-        if metric is not None and metric not in get_args(MetricName):
-            raise MeasurementError(
-                f"The metric {metric!r} is not known.",
-                f"Allowed: {', '.join(get_args(MetricName))}.",
-            )
+        if metric is not None:
+            require_choice("metric", metric, get_args(MetricName))
         if not task.pairs:
             raise MeasurementError(
                 f"The task {task.name!r} has no pairs to measure.",

@@ -25,6 +25,7 @@ from discovery.evaluation.evaluate import (
     conclude_without_circuit,
     evaluate_circuit,
     heldout_key,
+    require_both_splits,
 )
 from discovery.evaluation.faithfulness import (
     Faithfulness,
@@ -76,6 +77,7 @@ __all__ = [
     "measure_single_ablations",
     "minimal_drop",
     "plain_jaccard",
+    "require_both_splits",
     "settle_reference",
     "sort_by_effect",
     "weigh_nodes",

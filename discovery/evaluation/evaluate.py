@@ -278,10 +278,23 @@ def _check_request(
             f"{min(outside)} is not in the universe {universe!r}.",
             "Leave it out, or use universe='all'.",
         )
+    require_both_splits(task, final=final)
+
+
+def require_both_splits(task: Task, *, final: bool = True) -> None:
+    """Check that the splits of a task that an evaluation measures have pairs.
+
+    Args:
+        task: the task.
+        final: whether the held-out split is measured too.
+
+    Raises:
+        MeasurementError: if a split is empty.
+    """
     if not task.discovery.pairs or (final and not task.heldout.pairs):
         raise MeasurementError(
             f"The task has {len(task)} pairs, which leaves a split empty.",
-            "Give at least 2 pairs; a verdict needs 96.",
+            f"Give at least 2 pairs; a verdict needs {thresholds.MIN_PAIRS}.",
         )
 
 

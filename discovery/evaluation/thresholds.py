@@ -31,6 +31,7 @@ MIN_ALTERNATIVES_FOR_P = 19  # (e) with fewer, no p can reach SIGNIFICANCE_LEVEL
 MIN_JACCARD = 0.8  # (f) mean over the resamples
 STABILITY_RESAMPLES = 20  # (f)
 MIN_HELDOUT = 48  # held-out pairs that a verdict needs
+MIN_PAIRS = 2 * MIN_HELDOUT  # pairs of a task that a verdict needs
 MAX_REFERENCE_DISAGREEMENT = 0.05  # of f by two halves of the prompts whose mean replaces a node
 MIN_REFERENCE_SIZE = 50  # with fewer such prompts `reasons` says that f is relative to them
 

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from discovery.errors import FeatureError
+from discovery.errors import FeatureError, require_choice
 
 Operation = Literal["set", "scale", "add"]
 ErrorTerm = Literal["keep", "drop"]
@@ -43,11 +43,7 @@ class FeatureChange:
             FeatureError: if no feature is given or one does not exist, if an amount is not finite,
                 or if the operation is unknown.
         """
-        if operation not in get_args(Operation):
-            raise FeatureError(
-                f"operation {operation!r} is not known.",
-                f"Allowed: {', '.join(get_args(Operation))}.",
-            )
+        require_choice("operation", operation, get_args(Operation), FeatureError)
         if not isinstance(amounts, Mapping):
             raise FeatureError(
                 f"The change is {amounts!r}.",

@@ -28,7 +28,7 @@ from torch import Tensor
 from discovery.backends.base import Backend
 from discovery.engine import Block, Engine, Rows, Window, engine_for
 from discovery.engine.cost import CostTimer, MeasurementCost
-from discovery.errors import MeasurementError, SiteError
+from discovery.errors import SiteError, require_choice
 from discovery.graph import Reference
 from discovery.interventions import Edit
 from discovery.methods.shared_start import (
@@ -69,10 +69,7 @@ class SetMetric:
         Raises:
             MeasurementError: if the ablation is unknown.
         """
-        if ablation not in get_args(Ablation):
-            raise MeasurementError(
-                f"ablation {ablation!r} is not known.", f"Allowed: {', '.join(get_args(Ablation))}."
-            )
+        require_choice("ablation", ablation, get_args(Ablation))
         self.engine = engine
         self.ablation = ablation
         self.half = half
@@ -243,7 +240,13 @@ class SetMetric:
         if shared_set is not None and layers:
             start = first_layer(shared_set)
             rows = self._rows(first, block, [shared_set], start, pairs)
-            shared = SharedRun(shared_set, block, rows, pairs.start, layers)
+            shared = SharedRun(
+                ablated=shared_set,
+                block=block,
+                rows=rows,
+                first_pair=pairs.start,
+                layers=layers,
+            )
         jobs = [
             (
                 numbers,

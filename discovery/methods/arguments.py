@@ -113,13 +113,3 @@ def require_counts(**counts: tuple[object, int]) -> None:
             raise MeasurementError(
                 f"{name} is {value!r}.", f"Give a whole number of at least {minimum}."
             )
-
-
-def require_choice(name: str, value: object, choices: Sequence[str]) -> None:
-    """Check that an argument is one of its choices.
-
-    Raises:
-        MeasurementError: names the argument and what is allowed.
-    """
-    if value not in choices:
-        raise MeasurementError(f"{name} {value!r} is not known.", f"Allowed: {', '.join(choices)}.")

@@ -21,7 +21,7 @@ from discovery.backends.base import Backend, Batch, BatchResult
 from discovery.backends.hardware.memory import convert_out_of_memory
 from discovery.engine import prompt_macs, row_macs
 from discovery.engine.cost import MeasurementCost
-from discovery.errors import MeasurementError, SiteError
+from discovery.errors import MeasurementError, SiteError, require_choice
 from discovery.sites import ActivationKind, Site
 from discovery.tasks.pairs import Prompt
 
@@ -206,12 +206,8 @@ def _encode_prompt(model: Backend, prompt: Prompt) -> tuple[int, ...]:
 def _expand_sites(model: Backend, name: str | Site) -> list[Site]:
     if isinstance(name, Site):
         return [name]
+    require_choice("site", name, ("head_out", *get_args(ActivationKind)), SiteError)
     kind = "z" if name == "head_out" else name
-    if kind not in get_args(ActivationKind):
-        raise SiteError(
-            f"site {name!r} is not known.",
-            f"Allowed: head_out, {', '.join(get_args(ActivationKind))}.",
-        )
     # The check above makes `kind` an activation kind.
     return [Site(kind, layer) for layer in range(model.info.n_layers)]  # type: ignore[arg-type]
 

@@ -20,7 +20,7 @@ from discovery.sites import Node
 MIN_LAYERS_SPARED = 2.0  # passes over all layers that must be spared for a shared run to be made
 
 
-@dataclass
+@dataclass(kw_only=True)
 class SharedRun:
     """One ablated set whose residual stream other sets start from.
 

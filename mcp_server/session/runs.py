@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 MAX_RUNS_AT_WORK = 16  # in one process, waiting runs included
 
 
-@dataclass
+@dataclass(kw_only=True)
 class BackgroundRun:
     """A run of this process.
 
@@ -173,7 +173,7 @@ class BackgroundRuns:
         self, loaded: LoadedModel, work: Callable[[BackgroundRun, OnBegin], None]
     ) -> BackgroundRun:
         """Start a run in its own thread; it takes the device once its folder exists."""
-        background = BackgroundRun(self._devices.new_job())
+        background = BackgroundRun(job=self._devices.new_job())
         with self._guard:
             self._require_capacity()
             self._starting = [run for run in self._starting if not run.start_event.is_set()]
@@ -211,7 +211,9 @@ class BackgroundRuns:
             record = open_run(self._settings.runs_dir, run_id).record
             self._require_allowed_model(record, run_id)
             run = open_run(self._settings.runs_dir, run_id, write=True)  # locked until its end
-            background = self._runs[run_id] = BackgroundRun(self._devices.new_job(), run_id)
+            background = self._runs[run_id] = BackgroundRun(
+                job=self._devices.new_job(), run_id=run_id
+            )
         background.start_event.set()
 
         def work() -> None:

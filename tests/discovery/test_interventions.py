@@ -61,7 +61,11 @@ def test_an_edit_at_one_position_is_the_whole_edit_there(seed):
     )
     index = torch.tensor([2, 0, 2]) if value.ndim == len(full) and len(value) == 3 else None
     edit = Edit(
-        SITE, value, where if seed % 3 else None, ("replace", "add", "scale")[seed % 5 % 3], index
+        SITE,
+        value,
+        where if seed % 3 else None,
+        operation=("replace", "add", "scale")[seed % 5 % 3],
+        index=index,
     )
     activation = torch.randn(full, generator=rng)
     position = torch.tensor([4, 0, 2])

@@ -45,7 +45,7 @@ def attribute_cell(
         stream = base_inputs + (n + 0.5) / steps * (source_inputs - base_inputs)
         batch = Batch(prompts.tokens(base), prompts.answer_position, residual=stream)
         for sign in (1, -1):
-            edit = Edit(site, sign * step_size * change, where, "add")
+            edit = Edit(site, sign * step_size * change, where, operation="add")
             logits: Any = block.backend.run(batch, edits=[edit]).logits
             metric = measure(block.metric, logits, prompts.answer, prompts.wrong, clean)
             total += sign * metric / (2 * step_size * steps)

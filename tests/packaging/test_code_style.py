@@ -23,6 +23,8 @@ MAX_LINE_WIDTH = 100
 MAX_MODULES_IN_FOLDER = 13
 MAX_TUPLE_ASSIGNMENTS = 2  # for each 1,000 lines
 MAX_POSITIONAL_ARGUMENTS = 7
+MAX_POSITIONAL_FIELDS = 4
+WORKING_STATES = {"Descent", "Mending"}  # searches, whose later fields are filled as they go
 VARIADIC_FUNCTIONS = {"format_row", "scout"}
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "types", "manager", "managers"}
 PRAGMA = re.compile(r"  # (?:type: ignore|noqa)\b.*")
@@ -114,12 +116,42 @@ def test_a_folder_is_small() -> None:
 
 def test_a_class_name_occurs_once() -> None:
     places = defaultdict(list)
-    for path in python_files(PACKAGES):
+    for path in python_files():
         for node in nodes_of(path):
             if isinstance(node, ast.ClassDef):
                 places[node.name].append(location(path, node.lineno))
     offenders = [f"{name}: {', '.join(at)}" for name, at in places.items() if len(at) > 1]
-    assert not offenders, report("A class name occurs once in the packages", offenders)
+    assert not offenders, report("A class name occurs once", offenders)
+
+
+def test_values_with_many_fields_are_made_by_keyword() -> None:
+    """Of a dataclass with more fields, at most the first few may be given by position."""
+    offenders = [
+        f"{location(path, node.lineno)} {node.name}: {count_positional_fields(node)} fields"
+        for path in python_files(PACKAGES)
+        for node in nodes_of(path)
+        if isinstance(node, ast.ClassDef)
+        and node.name not in WORKING_STATES
+        and count_positional_fields(node) > MAX_POSITIONAL_FIELDS
+    ]
+    rule = f"A dataclass takes at most {MAX_POSITIONAL_FIELDS} fields by position"
+    assert not offenders, report(rule, offenders)
+
+
+def count_positional_fields(node: ast.ClassDef) -> int:
+    decorators = [ast.unparse(decorator) for decorator in node.decorator_list]
+    if not any("dataclass" in text and "kw_only=True" not in text for text in decorators):
+        return 0
+    count = 0
+    for statement in node.body:
+        if not isinstance(statement, ast.AnnAssign):
+            continue
+        annotation = ast.unparse(statement.annotation)
+        if annotation == "KW_ONLY":
+            break
+        value = ast.unparse(statement.value) if statement.value else ""
+        count += "ClassVar" not in annotation and not re.search(r"init=False|kw_only=True", value)
+    return count
 
 
 def test_unrelated_values_are_assigned_one_by_one() -> None:

@@ -61,7 +61,7 @@ from discovery.backends.loading.source import BUNDLED, ModelLocation, locate_mod
 from discovery.backends.nnsight.backend import NnsightBackend
 from discovery.backends.nnsight.layout import NATIVE_LAYOUT, find_layout
 from discovery.backends.transformerlens import TransformerLensBackend
-from discovery.errors import ModelError, first_line
+from discovery.errors import ModelError, first_line, require_choice
 from discovery.sites import BackendName
 from discovery.tasks.pairs import Tokenizer
 
@@ -107,10 +107,7 @@ def load_model(
         MemoryLimitError: if memory runs out although the weights seemed to fit.
     """
     require_dtype(dtype)
-    if backend not in get_args(BackendName):
-        raise ModelError(
-            f"backend {backend!r} is not known.", f"Allowed: {', '.join(get_args(BackendName))}."
-        )
+    require_choice("backend", backend, get_args(BackendName), ModelError)
     placement = Placement.from_arguments(device_map, max_memory, device, remote=bool(remote))
     with convert_out_of_memory(f"Memory ran out while {name} was loaded.", OUT_OF_MEMORY_CURE):
         if remote:

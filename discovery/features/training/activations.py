@@ -23,6 +23,11 @@ from discovery.sites import Site
 TOKENS_PER_PASS = {"cpu": 4096, "cuda": 32_768, "mps": 8192}
 
 
+def tokens_per_pass(device: torch.device) -> int:
+    """Return how many tokens a pass may have; a kind of device not listed has those of a CPU."""
+    return TOKENS_PER_PASS.get(device.type, TOKENS_PER_PASS["cpu"])
+
+
 @dataclass(frozen=True)
 class BatchPosition:
     """A place in the stream of batches.
@@ -110,7 +115,7 @@ def read_activations(
         For each forward pass: the token ids, which positions count (those after the first `skip`
         of a row), and the activation in float32, with heads side by side.
     """
-    max_tokens = TOKENS_PER_PASS.get(model.device.type, 4096)
+    max_tokens = tokens_per_pass(model.device)
     waiting = sorted(rows, key=len)
     while waiting:
         length = len(waiting[-1])

@@ -11,7 +11,7 @@ from torch import Tensor
 from discovery.backends.base import Backend
 from discovery.backends.hardware.memory import read_free_memory
 from discovery.errors import MemoryLimitError
-from discovery.features.training.activations import TOKENS_PER_PASS, read_activations
+from discovery.features.training.activations import read_activations, tokens_per_pass
 from discovery.features.training.recipe import SAERecipe
 from discovery.features.training.scores import MAX_LOGITS_BYTES, PROGRESS_SAMPLE_TOKENS
 from discovery.features.training.text import Cursor, Row, TrainingRows
@@ -74,7 +74,7 @@ def peak_memory_needed(model: Backend, recipe: SAERecipe) -> int:
     batches = BATCH_SIZED_TENSORS * recipe.batch * (recipe.d_sae + recipe.d_in)
     # Activations of a block are held in parts, joined, and joined in their new order.
     block = 3 * recipe.batches_per_block * recipe.batch * recipe.d_in
-    tokens = TOKENS_PER_PASS.get(model.device.type, 4096)
+    tokens = tokens_per_pass(model.device)
     mlp = 3 * info.macs_mlp // max(info.d_model, 1)
     forward = tokens * (8 * info.d_model + mlp + info.n_heads * recipe.context)
     scores = MAX_LOGITS_BYTES // 2 + tokens * (2 * recipe.d_sae + 4 * recipe.d_in)
@@ -110,7 +110,7 @@ def time_training(
     Args:
         on_pass: called after each forward pass. It may raise Interrupted.
     """
-    n_tokens = min(2 * TOKENS_PER_PASS.get(model.device.type, 4096), recipe.tokens)
+    n_tokens = min(2 * tokens_per_pass(model.device), recipe.tokens)
     sample, after = rows.take(Cursor(), n_tokens, 0)
     activations, tokens_per_second = _time_reading(model, recipe, sample, on_pass)
     seconds_per_step = _time_steps(model, recipe, activations)

@@ -20,7 +20,7 @@ import math
 from typing import Literal, TypedDict, get_args
 
 from discovery.backends.base import Backend
-from discovery.errors import FeatureError, SiteError
+from discovery.errors import FeatureError, SiteError, require_choice
 from discovery.features.hooks import parse_site, site_width
 from discovery.graph import JsonModel
 from discovery.sites import Site
@@ -159,11 +159,7 @@ def make_recipe(
 
 def _check_architecture(architecture: str, k: int | None, l1: float | None) -> None:
     """Check the architecture, and that no option of the other architecture is given."""
-    if architecture not in get_args(Architecture):
-        raise FeatureError(
-            f"architecture {architecture!r} is not known.",
-            f"Allowed: {', '.join(get_args(Architecture))}.",
-        )
+    require_choice("architecture", architecture, get_args(Architecture), FeatureError)
     if architecture != "topk" and k is not None:
         raise FeatureError(
             f"k is {k}, and the architecture is {architecture}.",

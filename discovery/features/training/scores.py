@@ -78,7 +78,7 @@ class Scores(JsonModel):
         )
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Sums:
     """Sums over the positions that count, in double precision."""
 

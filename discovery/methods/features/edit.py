@@ -26,11 +26,10 @@ from torch import Tensor
 from discovery.backends.base import Backend
 from discovery.engine import Meter
 from discovery.engine.cost import MeasurementCost
-from discovery.errors import NotFiniteError
+from discovery.errors import NotFiniteError, require_choice
 from discovery.features import SAE, ErrorTerm, FeatureChange, Operation, open_sae
 from discovery.methods.arguments import (
     Positions,
-    require_choice,
     require_counts,
 )
 from discovery.methods.features.pushes import ShuffledDecoderControl, draw_other_directions, push

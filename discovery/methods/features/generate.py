@@ -25,10 +25,10 @@ from torch import Tensor
 from discovery.backends.base import Backend, Batch
 from discovery.engine import Meter, prompt_macs, row_macs
 from discovery.engine.cost import MeasurementCost
-from discovery.errors import MeasurementError
+from discovery.errors import MeasurementError, require_choice
 from discovery.features import SAE, ErrorTerm, FeatureChange, Operation, open_sae
 from discovery.interventions import Edit
-from discovery.methods.arguments import require_choice, require_counts
+from discovery.methods.arguments import require_counts
 from discovery.methods.features.pushes import draw_other_directions
 from discovery.methods.prompt_run import run_with_cache
 from discovery.progress import ProgressCallback

@@ -37,11 +37,10 @@ from torch import Tensor
 from discovery.backends.base import Backend
 from discovery.engine import Meter
 from discovery.engine.cost import MeasurementCost
-from discovery.errors import MeasurementError
+from discovery.errors import MeasurementError, require_choice
 from discovery.features import SAE, open_sae
 from discovery.methods.arguments import (
     Positions,
-    require_choice,
     require_counts,
 )
 from discovery.methods.features.attribution import largest_features, mean_gradient

@@ -251,7 +251,8 @@ def _run_layer(
     for first in range(0, len(prompts), batch_size):
         part = slice(first, first + batch_size)
         batch_edits = [
-            Edit(edit.site, edit.value[part], edit.where, edit.operation) for edit in edits
+            Edit(edit.site, edit.value[part], edit.where, operation=edit.operation)
+            for edit in edits
         ]
         batch = Batch(
             tokens=prompts.clean[part],

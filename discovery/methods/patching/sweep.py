@@ -24,7 +24,7 @@ from torch import Tensor
 from discovery.backends.base import Backend
 from discovery.engine import Block, Engine, base_side, engine_for
 from discovery.engine.cost import CostTimer
-from discovery.errors import MeasurementError, SiteError
+from discovery.errors import SiteError, require_choice
 from discovery.methods.patching.cells import LayerCells, build_all_cells, list_columns
 from discovery.methods.patching.grid import Sweep, normalise
 from discovery.methods.patching.screening import ScreenRequest, estimate_screen, plan_screen
@@ -178,16 +178,9 @@ def plan_sweep(
 
 
 def _check_choices(site: str, direction: str, by: str) -> None:
-    if site not in SITE_NAMES:
-        raise SiteError(f"site {site!r} is not known.", f"Allowed: {', '.join(SITE_NAMES)}.")
-    for name, value, choices in (
-        ("direction", direction, get_args(Direction)),
-        ("by", by, get_args(Alignment)),
-    ):
-        if value not in choices:
-            raise MeasurementError(
-                f"{name} {value!r} is not known.", f"Allowed: {', '.join(choices)}."
-            )
+    require_choice("site", site, SITE_NAMES, SiteError)
+    require_choice("direction", direction, get_args(Direction))
+    require_choice("by", by, get_args(Alignment))
 
 
 def _build_cells(

@@ -135,7 +135,7 @@ async def discover_circuit(
         int | None,
         Field(
             description="Prompt pairs; default: the task's own number (240 for built-in ones). A "
-            "verdict needs 96.",
+            f"verdict needs {MIN_VERDICT_PAIRS}.",
             ge=2,
             le=MAX_PAIRS,
         ),
@@ -146,9 +146,9 @@ async def discover_circuit(
         Field(description="How long to wait for the end before returning run_id.", ge=0, le=3600),
     ] = 45,
 ) -> Annotated[CallToolResult, DiscoverCircuitResult]:
-    """Finds the circuit behind a behaviour on its own and judges it: checks the behaviour, patches
-    layers, components, heads and edges, freezes a circuit on discovery pairs, tests it on held-out
-    pairs against controls, and writes a record with figures. The verdict is computed.
+    """Finds the circuit behind a behaviour on its own and judges it: checks the behaviour, ranks
+    heads and MLPs, finds a circuit on discovery pairs, tests it on held-out pairs against controls,
+    describes it by sweeps and edges, and writes a record with figures. The verdict is computed.
 
     Use it when the question is "which heads and MLPs do this, and is that proven?". Not for a quick
     look (patch_sweep), nor for nodes that you chose yourself (evaluate_circuit). It returns when

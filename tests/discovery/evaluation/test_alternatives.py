@@ -39,7 +39,7 @@ def universe(layers: int, heads: int) -> list[Node]:
 @pytest.mark.parametrize("by_layer", [False, True])
 @settings(deadline=None, max_examples=25)
 @given(data=st.data())
-def test_every_alternative_is_tried_once_where_they_are_few(
+def test_every_alternative_is_tried_once_if_they_are_few(
     by_layer: bool, data: st.DataObject
 ) -> None:
     members = universe(2, 3)
@@ -216,7 +216,7 @@ def test_below_19_none_may_be_as_good_from_19_on_p_decides(
 def test_only_the_first_8_and_the_first_32_pairs_are_asked_for() -> None:
     pairs_asked_for = []
 
-    class Spy(SyntheticFaithfulness):
+    class PairCountSpy(SyntheticFaithfulness):
         def __call__(self, sets: Any, label: str = "", pairs: int | None = None) -> Any:
             pairs_asked_for.append(pairs)
             return super().__call__(sets, label, pairs)
@@ -224,7 +224,7 @@ def test_only_the_first_8_and_the_first_32_pairs_are_asked_for() -> None:
     for n_pairs, expected in ((100, {8, 32}), (10, {8, 10})):
         pairs_asked_for.clear()
         measure_random_controls(
-            Spy(universe(1, 3), two_answers, n_pairs=n_pairs), nodes("a0.h0", "m0"), [], 0
+            PairCountSpy(universe(1, 3), two_answers, n_pairs=n_pairs), nodes("a0.h0", "m0"), [], 0
         )
         assert set(pairs_asked_for) == expected
 
@@ -286,13 +286,13 @@ def test_an_alternative_that_is_far_off_on_8_pairs_is_not_measured_further() -> 
     circuit = frozenset(members[:3])
     asked_for: dict[int | None, set[NodeSet]] = {}
 
-    class Spy(SyntheticFaithfulness):
+    class SetSpy(SyntheticFaithfulness):
         def __call__(self, sets: Any, label: str = "", pairs: int | None = None) -> Any:
             asked_for.setdefault(pairs, set()).update(sets)
             return super().__call__(sets, label, pairs)
 
     near = {frozenset({members[3], members[4], v}) for v in members[5:]}
-    f = Spy(members, lambda kept: 1.0 if kept == circuit else 0.6 * (kept in near), n_pairs=40)
+    f = SetSpy(members, lambda kept: 1.0 if kept == circuit else 0.6 * (kept in near), n_pairs=40)
     find_rivals(f, circuit, members, 0, by_layer=False)
     assert len(asked_for[8]) == 39
     assert asked_for[32] <= near | {circuit}

@@ -77,7 +77,7 @@ def test_half_of_an_or_is_not_complete(name: str, load_case: Callable[[str], Any
     assert decide_completeness(whole) == "holds"
 
 
-def test_null_where_f_is_null() -> None:
+def test_null_if_f_is_null() -> None:
     assert (
         measure_completeness(
             SyntheticFaithfulness(nodes("a0.h0"), len, is_defined=False), nodes("a0.h0"), [], 0

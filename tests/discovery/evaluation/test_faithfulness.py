@@ -166,7 +166,7 @@ def test_by_kl_divergence_smaller_is_more_of_the_behaviour(load_case: Callable[[
     assert score.low <= score.value <= score.high
 
 
-def test_f_is_null_where_ablation_removes_nothing(load_case: Callable[[str], Any]) -> None:
+def test_f_is_null_if_ablation_removes_nothing(load_case: Callable[[str], Any]) -> None:
     """Clean and corrupted sides exchanged: ablating everything then raises the metric."""
     case = load_case("induction")
     swapped = [

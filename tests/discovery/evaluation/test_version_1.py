@@ -74,7 +74,7 @@ def test_a_node_with_a_backup_shows_once_the_backup_is_out() -> None:
     )
 
 
-def test_the_smallest_context_wins_where_none_is_better() -> None:
+def test_the_smallest_context_wins_if_none_is_better() -> None:
     f = SyntheticFaithfulness(nodes("a0.h0", "a0.h1", "a0.h2"), lambda kept: len(kept) / 3)
     assert find_contexts(f, f.everything) == {
         v: (frozenset(), pytest.approx(1 / 3)) for v in f.everything
@@ -87,7 +87,7 @@ def test_of_nothing_and_of_one() -> None:
     assert find_contexts(f, nodes("a0.h1")) == {min(nodes("a0.h1")): (frozenset(), 0.5)}
 
 
-def test_minimality_is_null_where_f_is_null() -> None:
+def test_minimality_is_null_if_f_is_null() -> None:
     assert (
         measure_minimality(
             SyntheticFaithfulness(nodes("m0"), len, is_defined=False),
@@ -142,7 +142,7 @@ def test_half_of_an_or_is_not_complete(name: str, load_case: Callable[[str], Any
     assert is_complete(measure_completeness(f, circuit | nodes(redundant), [], 0))
 
 
-def test_completeness_is_null_where_f_is_null() -> None:
+def test_completeness_is_null_if_f_is_null() -> None:
     assert (
         measure_completeness(
             SyntheticFaithfulness(nodes("a0.h0"), len, is_defined=False), nodes("a0.h0"), [], 0

@@ -112,7 +112,7 @@ def test_ablating_nothing_is_the_clean_run(tiny_models, name):
 
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("name", MODELS)
-def test_ablating_everything_by_resample_is_the_corrupted_run_where_the_last_tokens_agree(
+def test_ablating_everything_by_resample_is_the_corrupted_run_if_the_last_tokens_agree(
     tiny_models, name, metric
 ):
     """The last token is the same on both sides, so only nodes can carry the corruption to it."""
@@ -126,7 +126,7 @@ def test_ablating_everything_by_resample_is_the_corrupted_run_where_the_last_tok
     assert metric != "logit_difference" or (empty - engine.baseline("clean")).abs().max() > 1e-3
 
 
-def test_where_the_last_tokens_differ_it_is_not(tiny_models):
+def test_if_the_last_tokens_differ_it_is_not(tiny_models):
     engine = Engine(
         tiny_models.load("native", dtype="float64"),
         as_task(random_pairs([5, 5], seed=9, changed=5, same_end=False)),

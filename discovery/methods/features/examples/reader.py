@@ -12,7 +12,7 @@ from torch import Tensor
 
 from discovery.backends.base import Backend, Batch
 from discovery.engine import row_macs
-from discovery.engine.cached_runs import TOKENS_PER_BATCH
+from discovery.engine.cached_runs import tokens_per_batch
 from discovery.errors import MeasurementError, MemoryLimitError
 from discovery.features import SAE
 from discovery.methods.features.examples.dashboards import FiringTotals
@@ -67,7 +67,8 @@ class TextReader:
         self.sae = sae
         self.sampling = sampling
         self.collectors = {
-            feature: ContextCollector(sampling.k, sampling.sample_size) for feature in features
+            feature: ContextCollector(n_strongest=sampling.k, sample_size=sampling.sample_size)
+            for feature in features
         }
         self.documents = 0
         self.windows = 0
@@ -153,7 +154,7 @@ class TextReader:
         return ids
 
     def _windows_per_batch(self) -> int:
-        tokens = TOKENS_PER_BATCH.get(self.model.device.type, 4096)
+        tokens = tokens_per_batch(self.model.device)
         tokens_with_codes = MAX_CODES_BYTES // (12 * self.sae.d_sae)
         stop = self.sae.reads.layer + 1
         macs = row_macs(self.model.info, self._width, stop=stop, columns=0)

@@ -96,7 +96,7 @@ def context_key(tokens: Sequence[int], peak: int, seed: int) -> bytes:
     return hashlib.blake2b(array("q", [seed, peak, *tokens]).tobytes(), digest_size=12).digest()
 
 
-@dataclass
+@dataclass(kw_only=True)
 class ContextCollector:
     """Keeps the strongest contexts of one feature, and an even sample of all.
 

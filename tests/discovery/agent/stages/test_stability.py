@@ -49,7 +49,7 @@ def test_the_decision_holds_wherever_the_cut_searches_would_have_ended(
 
 
 @pytest.mark.slow
-def test_a_repetition_is_the_same_search_where_everything_was_measured(tmp_path: Any) -> None:
+def test_a_repetition_is_the_same_search_if_everything_was_measured(tmp_path: Any) -> None:
     """On a model of eight nodes, beside searches that measure every set with the pairs weighted."""
     model, task = build_known_circuit("or_softmax").load(tmp_path / "or_softmax", 96)
     run = discover(model, task, runs_dir=tmp_path / "runs")

@@ -363,7 +363,7 @@ def test_fewer_answers_than_tokens(folder):
     assert logits.shape == (1, 7)
 
 
-def test_d_head_and_d_mlp_have_their_usual_sizes_where_they_are_not_given(folder):
+def test_d_head_and_d_mlp_have_their_usual_sizes_if_they_are_not_given(folder):
     checkpoint = save_native(folder, d_head=4, d_mlp=48)
     for name in ("d_head", "d_mlp"):
         del checkpoint.config[name]

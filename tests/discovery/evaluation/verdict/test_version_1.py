@@ -97,7 +97,7 @@ def evidence_with(*parts: dict[str, Any]) -> AblationEvidence:
     return evidence(**{name: value for part in parts for name, value in part.items()})
 
 
-def test_verified_where_every_condition_holds() -> None:
+def test_verified_if_every_condition_holds() -> None:
     assert verdict() == ("verified", ())
     assert verdict(n_heldout=48)[0] == "verified"
 
@@ -153,7 +153,7 @@ def test_a_run_without_any_evidence_has_a_verdict() -> None:
         )
 
 
-def test_rejected_where_the_circuit_is_empty() -> None:
+def test_rejected_if_the_circuit_is_empty() -> None:
     outcome, reasons = verdict(size=0)
     assert outcome == "rejected"
     assert reasons[0] == "the circuit is empty"
@@ -200,7 +200,7 @@ def test_failing_a_and_undecided_b_is_no_rejection() -> None:
 
 
 @pytest.mark.parametrize("condition", sorted(UNDECIDED))
-def test_inconclusive_where_nothing_fails_and_something_is_undecided(condition: str) -> None:
+def test_inconclusive_if_nothing_fails_and_something_is_undecided(condition: str) -> None:
     outcome, reasons = verdict(evidence_with(UNDECIDED[condition]))
     assert outcome == "inconclusive"
     assert reasons[0].startswith(f"({condition})")
@@ -267,7 +267,7 @@ def test_reasons_name_the_numbers(condition: str, numbers: list[str]) -> None:
     assert "size-matched" not in reason
 
 
-def test_both_gaps_of_c_are_named_where_both_are_too_large() -> None:
+def test_both_gaps_of_c_are_named_if_both_are_too_large() -> None:
     gaps = {
         "completeness": Completeness(
             max_gap_in=0.25, node_in="m0", max_gap_out=0.15, node_out="a1.h1"

@@ -177,7 +177,7 @@ def test_each_condition_alone_decides(condition: str) -> None:
         assert verdict(open_, open_, stability=0.5)[0] == "partial"
 
 
-def test_verified_where_every_condition_holds() -> None:
+def test_verified_if_every_condition_holds() -> None:
     assert verdict() == ("verified", ())
     assert verdict(n_heldout=48)[0] == "verified"
 
@@ -230,7 +230,7 @@ def test_a_far_off_under_one_ablation_is_a_rejection(low: float, high: float, ou
     assert verdict(evidence().model_copy(update={"faithfulness": f}))[0] == outcome
 
 
-def test_e_is_not_run_where_a_fails_and_the_reason_says_so() -> None:
+def test_e_is_not_run_if_a_fails_and_the_reason_says_so() -> None:
     """Nothing is better than alternatives if it is no good (it used to hold with 0 of 200)."""
     judgement = judge(findings(evidence(a="fails")))
     assert judgement.conditions.e.resample == "not_run"

@@ -291,7 +291,7 @@ def test_which_edges_there_are() -> None:
     assert edges_between([]) == [(EMBED, LOGITS)]
 
 
-def test_where_attention_and_mlp_are_parallel_heads_do_not_feed_the_mlp_beside_them(
+def test_if_attention_and_mlp_are_parallel_heads_do_not_feed_the_mlp_beside_them(
     tiny_models: Any,
 ) -> None:
     """Both read the same stream, so embed is all that the MLP of layer 0 reads."""

@@ -177,7 +177,7 @@ def test_bounds_by_hand() -> None:
     )
 
 
-def test_where_nothing_normalises_nothing_is_bounded(few: None, tmp_path: Path) -> None:
+def test_if_nothing_normalises_nothing_is_bounded(few: None, tmp_path: Path) -> None:
     model = load_model(build_known_circuit("induction").save(tmp_path / "model"))
     pair = {"clean": [0, 5, 6, 7, 8, 5], "corrupted": [0, 7, 6, 5, 8, 5], "answer": 6, "wrong": 8}
     turned = {"clean": pair["corrupted"], "corrupted": pair["clean"], "answer": 6, "wrong": 8}

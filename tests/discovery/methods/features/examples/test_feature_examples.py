@@ -169,7 +169,9 @@ def test_another_text_is_another_question(case, tmp_path):
 
 
 def test_it_tells_how_far_it_is_and_leaves_nothing_when_stopped(case, tmp_path, monkeypatch):
-    monkeypatch.setattr("discovery.methods.features.examples.reader.TOKENS_PER_BATCH", {"cpu": 64})
+    monkeypatch.setattr(
+        "discovery.methods.features.examples.reader.tokens_per_batch", lambda device: 64
+    )
     reports = []
 
     def stop(done, total, label):

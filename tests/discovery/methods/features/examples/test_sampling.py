@@ -18,7 +18,7 @@ def test_what_is_kept_does_not_grow_with_the_text_nor_hang_on_its_order():
     expected = sorted({context.value for context in contexts}, reverse=True)[:5]
     samples = []
     for seed in (1, 2):
-        collector = ContextCollector(5, 50)
+        collector = ContextCollector(n_strongest=5, sample_size=50)
         for context in random.Random(seed).sample(contexts, len(contexts)):
             collector.offer(
                 context_key(context.tokens, 0, 0), context.value, lambda context=context: context
