@@ -1,14 +1,14 @@
 """Node scores by `auto-circuit`, a published implementation of EAP, integrated gradients and ACDC.
 
-`benchmarks.recovery` compares them with our circuits. The library's version pins clash with ours,
-so this file runs in an environment of its own and imports nothing of the project:
+`benchmarks.circuits.recovery` compares them with our circuits. The library's version pins clash
+with ours, so this file runs in an environment of its own and imports nothing of the project:
 
-    python -m benchmarks.recovery --export DIR [--models DIR]
+    python -m benchmarks.circuits.recovery --export DIR [--models DIR]
     python3 -m venv other
     other/bin/pip install auto-circuit==1.0.1 "transformer-lens>=2.11,<3" "transformers<5" \\
         torch==2.13.0 "pyarrow<20"
     other/bin/python benchmarks/methods/auto_circuit_scores.py DIR > scores.json
-    python -m benchmarks.recovery --published scores.json [--models DIR]
+    python -m benchmarks.circuits.recovery --published scores.json [--models DIR]
 
 The library scores edges. A node's score is the largest score of the edges that leave it, since the
 node is in a circuit as soon as one of them is. For the gradient methods their sum is given too.

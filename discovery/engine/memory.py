@@ -23,7 +23,7 @@ from discovery.backends.hardware.memory import trim_heap
 from discovery.backends.info import ModelDescription
 from discovery.sites import MetricName
 
-# A sweep takes 59% to 77% of its limit, as `benchmarks.memory` measures it.
+# A sweep takes 59% to 77% of its limit, as `benchmarks.performance.memory` measures it.
 USED_PERCENT = 67
 CACHE_PERCENT = 35  # of the memory, for cached runs
 # The share of the free memory that measurements take if no limit is given.

@@ -12,7 +12,7 @@ from discovery import load_model, load_task
 from discovery.backends.base import Backend
 from discovery.sites import Node
 from discovery.tasks.task import Task
-from tests.oracles.faithfulness import nodes
+from tests.oracles.evaluation.faithfulness import nodes
 
 
 def test_a_table_of_every_subset_is_that_of_the_plain_forward_pass(

@@ -13,8 +13,8 @@ from benchmarks.methods.evaluator import new_evaluator
 from discovery.backends.base import Backend
 from discovery.engine import attribute_sites
 from discovery.tasks.task import Task
-from tests.oracles.faithfulness import nodes
-from tests.oracles.node_gradients import attribute_by_autograd
+from tests.oracles.evaluation.faithfulness import nodes
+from tests.oracles.patching.node_gradients import attribute_by_autograd
 
 
 @pytest.mark.parametrize(

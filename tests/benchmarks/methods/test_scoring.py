@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.methods.scoring import MethodResult, MethodScores, auc, f1
 from discovery.sites import Node
-from tests.oracles.faithfulness import nodes
+from tests.oracles.evaluation.faithfulness import nodes
 
 
 def test_auc_by_hand() -> None:

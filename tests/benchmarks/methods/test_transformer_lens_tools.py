@@ -21,7 +21,7 @@ from discovery import load_model, load_task
 from discovery.engine import Side
 from discovery.methods.patching import measure_node_effects
 from discovery.sites import Node
-from tests.oracles.node_gradients import attribute_by_autograd
+from tests.oracles.patching.node_gradients import attribute_by_autograd
 
 
 @pytest.mark.parametrize("side", ["clean", "corrupted"])

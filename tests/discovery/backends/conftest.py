@@ -13,7 +13,7 @@ import torch
 from benchmarks.random_models.tiny_models import TinyModels, load_plain_module, save_tokenizer
 from discovery.backends.loading.checks import ReferenceLogits, run_reference
 from tests.discovery.backends.contract import LOCAL_BACKENDS
-from tests.oracles.hooked_module import MODULE_NAMES, HookedModule
+from tests.oracles.models.hooked_module import MODULE_NAMES, HookedModule
 
 # The edits that are tried on a remote model in the fast tests; the slow ones try all.
 QUICK_REMOTE_EDITS = (("q", "add"), ("z", "replace"), ("resid_mid", "scale"))

@@ -10,7 +10,7 @@ from torch import Tensor
 from benchmarks.random_models.tiny_models import VOCAB
 from discovery.interventions import Edit, add, replace_with, scale
 from discovery.sites import ActivationKind, Site
-from tests.oracles.hooked_module import Change
+from tests.oracles.models.hooked_module import Change
 
 LOCAL_BACKENDS = ("transformerlens", "nnsight")
 ALL_BACKENDS = (*LOCAL_BACKENDS, "remote")  # "remote" is nnsight's simulation of a server

@@ -31,7 +31,7 @@ from tests.discovery.backends.contract import (
     shape_of,
     tokens_of,
 )
-from tests.oracles.hooked_module import MODULE_NAMES
+from tests.oracles.models.hooked_module import MODULE_NAMES
 
 # Every operation on four architectures; on the others one each, in turn.
 OPERATIONS = ("replace", "add", "scale")

@@ -17,7 +17,7 @@ from discovery.interventions import Edit
 from discovery.methods.patching import patch_sweep
 from discovery.sites import Site
 from tests.discovery.engine.runs import logits_of
-from tests.oracles.patching import METRICS, metric_of
+from tests.oracles.patching.activation_patching import METRICS, metric_of
 
 
 def test_an_unchanged_row_is_the_baseline(tiny_models):

@@ -12,8 +12,8 @@ from discovery.engine import SIDES, Engine
 from discovery.errors import MeasurementError, MemoryLimitError
 from discovery.sites import Site
 from tests.discovery.engine.runs import engine_with_blocks, logits_of
-from tests.oracles.mean_reference import oracle_of_pairs
-from tests.oracles.patching import METRICS, metric_of
+from tests.oracles.evaluation.mean_reference import oracle_of_pairs
+from tests.oracles.patching.activation_patching import METRICS, metric_of
 
 
 @pytest.mark.parametrize("metric", METRICS)

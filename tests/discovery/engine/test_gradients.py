@@ -12,7 +12,7 @@ from benchmarks.random_models.tiny_models import as_task, random_pairs
 from discovery.engine import SIDES, Engine, attribute_sites, estimate_attributions, prompt_macs
 from discovery.errors import SiteError
 from discovery.sites import BackendName, Site
-from tests.oracles.finite_differences import attribute_cell
+from tests.oracles.patching.finite_differences import attribute_cell
 
 KINDS = (
     "resid_pre",

@@ -21,8 +21,8 @@ from discovery.sites import Site
 from discovery.tasks.reference import ReferencePrompt, divide_into_halves
 from discovery.tasks.task import EncodedPair, Task, list_corrupted
 from tests.discovery.engine.runs import logits_of
-from tests.oracles.hooked_module import HookedModule
-from tests.oracles.mean_reference import MeanOracle
+from tests.oracles.evaluation.mean_reference import MeanOracle
+from tests.oracles.models.hooked_module import HookedModule
 
 SITES = (Site("z", 0), Site("mlp_out", 1))
 EXACT = {"atol": 1e-9, "rtol": 1e-9}

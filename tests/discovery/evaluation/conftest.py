@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks.known_circuits.known_circuit import KnownCircuit
-from tests.oracles.faithfulness import FaithfulnessOracle
+from tests.oracles.evaluation.faithfulness import FaithfulnessOracle
 
 PAIRS = 48
 

@@ -24,8 +24,8 @@ from discovery.graph import Control
 from discovery.methods.ablation import NodeSet
 from discovery.sites import Node, head, mlp
 from tests.discovery.evaluation.synthetic import SyntheticFaithfulness
-from tests.oracles.alternatives import matched_sets, rivals_by_definition, shape
-from tests.oracles.faithfulness import nodes
+from tests.oracles.evaluation.alternatives import matched_sets, rivals_by_definition, shape
+from tests.oracles.evaluation.faithfulness import nodes
 
 
 def universe(layers: int, heads: int) -> list[Node]:

@@ -24,8 +24,8 @@ from discovery.graph import BySide, Completeness
 from discovery.methods.ablation import NodeSet
 from discovery.sites import Node, head
 from tests.discovery.evaluation.synthetic import SyntheticFaithfulness, SyntheticPairs
-from tests.oracles.condition_rules import ConditionOracle
-from tests.oracles.faithfulness import nodes
+from tests.oracles.evaluation.condition_rules import ConditionOracle
+from tests.oracles.evaluation.faithfulness import nodes
 
 
 @pytest.mark.parametrize("ablation", ["resample", "mean"])

@@ -19,7 +19,7 @@ from discovery.evaluation.verdict import Findings, judge
 from discovery.evaluation.version_1 import find_contexts, is_complete, measure_completeness
 from discovery.graph import EVIDENCE_ABLATIONS, AblationEvidence, RandomControls
 from discovery.sites import Node
-from tests.oracles.faithfulness import nodes
+from tests.oracles.evaluation.faithfulness import nodes
 
 FIELDS = ("completeness", "minimality", "random_controls")
 

@@ -21,7 +21,7 @@ from discovery.evaluation import (
 )
 from discovery.evaluation.evaluate import NOT_FINAL_REASON
 from discovery.evaluation.verdict.reasons import decide_band
-from tests.oracles.faithfulness import FaithfulnessOracle, nodes
+from tests.oracles.evaluation.faithfulness import FaithfulnessOracle, nodes
 
 TRUTH = load_truth("induction").nodes
 

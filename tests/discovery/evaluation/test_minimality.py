@@ -29,8 +29,8 @@ from discovery.methods.ablation import NodeSet
 from discovery.methods.statistics import holm, sign_flip_tests
 from discovery.sites import Node, head
 from tests.discovery.evaluation.synthetic import SyntheticPairs
-from tests.oracles.condition_rules import ConditionOracle, sign_flip_by_definition
-from tests.oracles.faithfulness import nodes
+from tests.oracles.evaluation.condition_rules import ConditionOracle, sign_flip_by_definition
+from tests.oracles.evaluation.faithfulness import nodes
 
 
 def grid(layers: int, heads: int) -> list[Node]:

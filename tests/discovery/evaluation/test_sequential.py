@@ -21,7 +21,7 @@ from discovery.evaluation.sequential import (
 from discovery.methods.ablation import NodeSet
 from discovery.sites import Node, head
 from tests.discovery.evaluation.synthetic import SyntheticPairs
-from tests.oracles.condition_rules import ConditionOracle, draw_bound
+from tests.oracles.evaluation.condition_rules import ConditionOracle, draw_bound
 
 
 def grid(layers: int, heads: int) -> list[Node]:

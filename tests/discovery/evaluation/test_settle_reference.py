@@ -19,7 +19,7 @@ from discovery.methods.reference_agreement import ReferenceAgreement, reference_
 from discovery.sites import Node
 from discovery.tasks.reference import HALVES, divide_into_halves
 from tests.discovery.engine.test_reference_means import GrowingReference
-from tests.oracles.faithfulness import FaithfulnessOracle
+from tests.oracles.evaluation.faithfulness import FaithfulnessOracle
 
 
 def test_f_with_the_means_of_each_half(load_case: Callable[[str], Any]) -> None:

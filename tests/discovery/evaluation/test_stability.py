@@ -12,7 +12,7 @@ from discovery.evaluation import (
     weighted_jaccard,
 )
 from discovery.sites import Node
-from tests.oracles.faithfulness import nodes
+from tests.oracles.evaluation.faithfulness import nodes
 
 A, B, C, D = sorted(nodes("a0.h0", "a0.h1", "a1.h0", "m1"))
 

@@ -21,7 +21,7 @@ from discovery.evaluation.version_1 import (
 )
 from discovery.graph import Completeness, Minimality
 from tests.discovery.evaluation.synthetic import SyntheticFaithfulness
-from tests.oracles.faithfulness import nodes
+from tests.oracles.evaluation.faithfulness import nodes
 
 
 @pytest.mark.parametrize("ablation", ["resample", "mean"])

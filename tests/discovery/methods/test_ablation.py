@@ -20,8 +20,8 @@ from discovery.errors import BudgetError, MeasurementError, MemoryLimitError, Si
 from discovery.methods.ablation import NodeSet, SetMetric, ablate_heads, parse_nodes
 from discovery.sites import Ablation, Node
 from discovery.tasks import load_task
-from tests.oracles.ablation import metric_with_ablated, reference_activations
-from tests.oracles.patching import METRICS
+from tests.oracles.evaluation.ablation import metric_with_ablated, reference_activations
+from tests.oracles.patching.activation_patching import METRICS
 
 ABLATIONS: tuple[Ablation, ...] = ("resample", "mean", "zero")
 MODELS = ("gpt2", "llama", "neox", "opt", "gemma", "native", "attn_only", "rotary")

@@ -13,7 +13,7 @@ from discovery.engine import Block, Engine, Meter
 from discovery.methods.behaviour import best_constant_accuracy, check_task
 from discovery.sites import MetricName
 from discovery.tasks.task import EncodedPair, Task
-from tests.oracles.patching import METRICS, metric_of
+from tests.oracles.patching.activation_patching import METRICS, metric_of
 
 
 def task_with_accuracy(model: Any, count: int, right: int, seed: int = 0) -> Task:

@@ -34,7 +34,7 @@ from discovery.sites import (
     Site,
     head,
 )
-from tests.oracles import grouped_heads
+from tests.oracles.models import grouped_heads
 
 PAIRS = random_pairs((6, 4, 7), seed=3, same_end=False)
 BACKENDS: tuple[BackendName, ...] = ("transformerlens", "nnsight")

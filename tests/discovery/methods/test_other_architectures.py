@@ -16,7 +16,7 @@ from discovery.errors import SiteError
 from discovery.methods.ablation import SetMetric
 from discovery.methods.patching import patch_sweep
 from discovery.sites import SITE_NAMES, Site
-from tests.oracles import patching
+from tests.oracles.patching import activation_patching
 
 pytestmark = pytest.mark.slow
 NARROW = ("mixtral", "xglm", "qwen2_moe")  # Hugging Face runs them in float32 at most
@@ -37,11 +37,11 @@ def test_sweeps_are_the_naive_loop(tiny_models, name):
             got = patch_sweep(model, task, site)
         except SiteError:
             with pytest.raises(SiteError):
-                patching.naive_sweep(model, task.pairs, site, "denoising", (0,))
+                activation_patching.naive_sweep(model, task.pairs, site, "denoising", (0,))
             continue
-        truth = patching.naive_sweep(model, task.pairs, site, "denoising", got.positions).per_pair(
-            "logit_difference"
-        )
+        truth = activation_patching.naive_sweep(
+            model, task.pairs, site, "denoising", got.positions
+        ).per_pair("logit_difference")
         scale = max(1.0, float(truth.nan_to_num().abs().max()))
         torch.testing.assert_close(
             got.per_pair.double(),

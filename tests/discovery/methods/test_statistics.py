@@ -28,7 +28,10 @@ from discovery.methods.statistics import (
     sign_flip_test,
 )
 from discovery.tasks.task import EncodedPair
-from tests.oracles.statistics import max_statistic_by_enumeration, sign_flip_by_enumeration
+from tests.oracles.evaluation.statistics import (
+    max_statistic_by_enumeration,
+    sign_flip_by_enumeration,
+)
 
 
 def task_of(*sizes: int):

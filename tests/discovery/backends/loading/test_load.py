@@ -28,7 +28,7 @@ from discovery.sites import Site
 from discovery.tasks import load_task
 from tests.discovery.backends.loading.faulty_backend import ALL_ABILITIES
 from tests.discovery.backends.loading.refusals import refuse
-from tests.oracles.hooked_module import HookedModule
+from tests.oracles.models.hooked_module import HookedModule
 
 TOKENS = torch.randint(VOCAB, (2, CONTEXT), generator=torch.Generator().manual_seed(0))
 

@@ -20,7 +20,7 @@ from discovery.backends.loading.load import load_model
 from discovery.interventions import replace_with
 from discovery.sites import Site
 from discovery.tasks import load_task
-from tests.oracles import native_forward
+from tests.oracles.models import native_forward
 
 PROMPT = [
     int(token) for token in torch.randint(VOCAB, (8,), generator=torch.Generator().manual_seed(0))

@@ -22,7 +22,7 @@ from discovery.evaluation.supplementary.hypothesis_tests import (
 )
 from discovery.sites import Node, head
 from tests.discovery.evaluation.synthetic import SyntheticFaithfulness
-from tests.oracles.statistics import hsic_by_definition
+from tests.oracles.evaluation.statistics import hsic_by_definition
 
 
 def p_of(found: Any) -> float:

@@ -10,7 +10,7 @@ from discovery.features.sae import Codes
 from discovery.features.training.scores import score_sae
 from discovery.sites import Site
 from tests.discovery.features.training.conftest import token_rows
-from tests.oracles.next_token_loss import next_token_loss
+from tests.oracles.models.next_token_loss import next_token_loss
 
 SITE = Site("resid_post", 1)
 

@@ -13,7 +13,7 @@ from discovery.features import load_sae
 from discovery.interventions import Edit
 from discovery.methods.features import edit_features
 from discovery.metrics import measure
-from tests.oracles.sae_features import real_positions, task_tensors
+from tests.oracles.models.sae_features import real_positions, task_tensors
 from tests.tiny_saes import SAE_HOOKS, random_module, save
 
 

@@ -18,7 +18,7 @@ from discovery.methods.features import edit_features
 from discovery.methods.features.pushes import ShuffledDecoderControl
 from discovery.metrics import measure
 from discovery.sites import Site
-from tests.oracles.sae_features import corrupted_metric, metric_by_plain_runs, task_tensors
+from tests.oracles.models.sae_features import corrupted_metric, metric_by_plain_runs, task_tensors
 from tests.tiny_saes import SAE_HOOKS, random_module, save
 
 CLOSE = {"atol": 2e-5, "rtol": 2e-5}

@@ -9,7 +9,7 @@ from discovery.errors import FeatureError, MeasurementError
 from discovery.features import FeatureChange, load_sae
 from discovery.interventions import Edit
 from discovery.methods.features import generate_with_features
-from tests.oracles.sae_features import greedy_continuation
+from tests.oracles.models.sae_features import greedy_continuation
 from tests.tiny_saes import directions_module, random_module, save, signed_basis
 
 PROMPT = (3, 9, 4, 12)

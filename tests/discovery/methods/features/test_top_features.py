@@ -18,7 +18,7 @@ from discovery.features import load_sae
 from discovery.interventions import Edit
 from discovery.methods.features import edit_features
 from discovery.sites import Site
-from tests.oracles.sae_features import metric_by_plain_runs, real_positions, task_tensors
+from tests.oracles.models.sae_features import metric_by_plain_runs, real_positions, task_tensors
 from tests.tiny_saes import directions_module, save, signed_basis
 
 

@@ -24,7 +24,7 @@ from discovery.methods.patching import (
 )
 from discovery.sites import EMBED, LOGITS, Node, head, mlp, slots_of
 from discovery.tasks.task import EncodedPair
-from tests.oracles.path_patching import PathPatchingOracle
+from tests.oracles.patching.path_patching import PathPatchingOracle
 
 LENGTHS = (6, 4, 7)
 

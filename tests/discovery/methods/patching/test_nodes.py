@@ -18,7 +18,7 @@ from discovery.engine import Engine
 from discovery.methods.ablation import SetMetric, ablate_heads
 from discovery.methods.patching import measure_node_effects, patch_sweep
 from discovery.sites import Direction
-from tests.oracles.patching import mlp_effect
+from tests.oracles.patching.activation_patching import mlp_effect
 
 DIRECTIONS: tuple[Direction, ...] = ("denoising", "noising")
 LENGTHS = (6, 4, 7)

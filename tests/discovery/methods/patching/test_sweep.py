@@ -20,7 +20,7 @@ from discovery.methods.patching import (
 )
 from discovery.sites import SITE_NAMES, Direction, MetricName, SiteName
 from discovery.tasks.task import EncodedPair, Task
-from tests.oracles import patching
+from tests.oracles.patching import activation_patching
 
 DIRECTIONS: tuple[Direction, ...] = ("denoising", "noising")
 LENGTHS = (5, 3, 6)
@@ -34,7 +34,7 @@ def lacks(model: Any, site: SiteName) -> bool:
     return no_middle or (site == "mlp_out" and model.info.attn_only)
 
 
-def assert_equal(got: Sweep, truth: patching.NaiveSweep, metric: MetricName) -> None:
+def assert_equal(got: Sweep, truth: activation_patching.NaiveSweep, metric: MetricName) -> None:
     """Within 1e-5, NaN at the same cells."""
     close = {"atol": 1e-5, "rtol": 1e-5, "equal_nan": True}
     torch.testing.assert_close(got.per_pair.double(), truth.per_pair(metric), **close)
@@ -75,13 +75,13 @@ def test_every_site_is_the_naive_loop(tiny_models, name, site):
     ):
         truth = None
         for metric in (
-            patching.METRICS
+            activation_patching.METRICS
             if name == "native"
-            else patching.METRICS[SITE_NAMES.index(site) % 3 :][:1]
+            else activation_patching.METRICS[SITE_NAMES.index(site) % 3 :][:1]
         ):
             got = patch_sweep(model, task, site, direction=direction, metric=metric)
             if truth is None:
-                truth = patching.naive_sweep(
+                truth = activation_patching.naive_sweep(
                     model, task.pairs, site, direction, got.positions, alone=name == "native"
                 )
             assert_equal(got, truth, metric)
@@ -96,7 +96,7 @@ def test_in_single_precision(tiny_models, name, site):
     model = tiny_models.load(name)
     task = as_task(random_pairs(LENGTHS, seed=2))
     got = patch_sweep(model, task, site)
-    truth = patching.naive_sweep(model, task.pairs, site, "denoising", got.positions)
+    truth = activation_patching.naive_sweep(model, task.pairs, site, "denoising", got.positions)
     scale = float(truth.per_pair("logit_difference").nan_to_num().abs().max())
     torch.testing.assert_close(
         got.per_pair.double(),
@@ -146,7 +146,7 @@ def test_any_shape_padding_and_corruption(
         got = patch_sweep(model, task, site, direction=direction, by=by)
         assert_equal(
             got,
-            patching.naive_sweep(model, task.pairs, site, direction, got.positions),
+            activation_patching.naive_sweep(model, task.pairs, site, direction, got.positions),
             "logit_difference",
         )
 

@@ -21,8 +21,8 @@ from discovery.methods.features.circuit.exchange import measure_exchange, rank_b
 from discovery.methods.features.circuit.feature_circuit import _edge_holds
 from discovery.methods.features.splice import SplicedTask
 from discovery.sites import Node, slots_of
-from tests.oracles.feature_patching import POSITIONS, FeaturePatchingOracle
-from tests.oracles.path_patching import PathPatchingOracle
+from tests.oracles.patching.feature_patching import POSITIONS, FeaturePatchingOracle
+from tests.oracles.patching.path_patching import PathPatchingOracle
 from tests.tiny_saes import random_module, save
 
 CLOSE = {"atol": 2e-4, "rtol": 1e-4}

@@ -14,7 +14,7 @@ from discovery.errors import FeatureError, Interrupted, MeasurementError
 from discovery.features import load_sae
 from discovery.methods.features import Sampling
 from discovery.methods.features.examples.dashboards import token_texts
-from tests.oracles.sae_features import contexts_by_brute_force
+from tests.oracles.models.sae_features import contexts_by_brute_force
 from tests.tiny_saes import directions_module, save, signed_basis
 
 FEATURES = (3, 40, 90)

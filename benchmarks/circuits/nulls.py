@@ -1,6 +1,6 @@
 """What is found if there is nothing to find?
 
-    python -m benchmarks.nulls [--each N] [--only TEXT]
+    python -m benchmarks.circuits.nulls [--each N] [--only TEXT]
 
 There are six kinds of null, and N of each. Five have no behaviour and go through the whole agent:
 random weights on the tasks whose answers are swapped (ioi, induction), random weights on the tasks

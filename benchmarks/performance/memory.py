@@ -1,6 +1,6 @@
 """Does a model take the memory that it is said to need?
 
-    python -m benchmarks.memory
+    python -m benchmarks.performance.memory
 
 Random models of 60 to 90 million parameters are loaded and swept on both backends, in the dtype in
 which they were saved and in another one, each in a process of its own. Memory is the high-water
@@ -82,7 +82,7 @@ def measure_in_new_process(directory: Path, backend: str, dtype: str) -> dict[st
     """Measure loading and sweeps in a process of their own, with one thread."""
     arguments = ["--one", str(directory), backend, dtype]
     process = subprocess.run(
-        [sys.executable, "-m", "benchmarks.memory", *arguments],
+        [sys.executable, "-m", "benchmarks.performance.memory", *arguments],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

@@ -1,6 +1,6 @@
 """Patch sweeps against `transformer_lens.patching` and nnsight, in turn in one process.
 
-    python -m benchmarks.sweeps [--only ROWS]
+    python -m benchmarks.performance.sweeps [--only ROWS]
 
 All three compute the same grid on the same weights: ours through the engine; transformer_lens with
 one full forward pass of the bridge for each cell; nnsight with one trace for each layer, which

@@ -1,6 +1,6 @@
 """Do 95% intervals hold the true value in 95 of 100 cases?
 
-    python -m benchmarks.coverage [--tasks NAME …] [--references N] [--samples N] …
+    python -m benchmarks.circuits.coverage [--tasks NAME …] [--references N] [--samples N] …
 
 A finite population of pairs of the bundled model is measured, so that f(C) and f(U∖C) are known
 exactly. Samples of 48 and of 200 pairs are then drawn as a task is (each template with its share),

@@ -1,6 +1,6 @@
 """Which conditions hold on trained models, and how far are they from their bounds?
 
-    python -m benchmarks.calibration [--models DIR]
+    python -m benchmarks.circuits.calibration [--models DIR]
 
 The cases are the four built-in tasks on the bundled model, and small trained models. A margin is
 the distance to the bound in the condition's own unit. It is negative if the condition does not hold

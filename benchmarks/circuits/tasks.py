@@ -1,6 +1,6 @@
 """The four built-in tasks on the bundled model: verdict, circuit and cost.
 
-    python -m benchmarks.tasks [SEED]
+    python -m benchmarks.circuits.tasks [SEED]
 
 Runs are kept in a temporary directory, so that each run is the first to look at its held-out pairs.
 Prints a Markdown table, and then the reasons behind the verdicts.

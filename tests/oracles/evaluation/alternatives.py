@@ -9,7 +9,7 @@ from typing import Any
 from discovery.methods.ablation import NodeSet
 from discovery.sites import Node
 from tests.discovery.evaluation.synthetic import subsets
-from tests.oracles.faithfulness import FaithfulnessOracle
+from tests.oracles.evaluation.faithfulness import FaithfulnessOracle
 
 
 def shape(nodes: Iterable[Node], *, by_layer: bool) -> Counter[Any]:

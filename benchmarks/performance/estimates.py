@@ -1,7 +1,7 @@
 """What a run is estimated to take against what it takes: before it begins, and while it works.
 
-    python -m benchmarks.estimates
-    python -m benchmarks.estimates bundled:ioi ~/models/smollm2:ioi
+    python -m benchmarks.performance.estimates
+    python -m benchmarks.performance.estimates bundled:ioi ~/models/smollm2:ioi
 
 Each argument is MODEL:TASK; without arguments these are the hand-built models and the bundled one.
 Prints a Markdown table with a row for each run: estimated divided by actual, for the work and for

@@ -15,8 +15,8 @@ from benchmarks.random_models.tiny_models import NativeCheckpoint
 from discovery.sites import Ablation, MetricName
 from discovery.tasks.reference import ReferencePrompt
 from discovery.tasks.task import EncodedPair
-from tests.oracles.mean_reference import MeanOracle
-from tests.oracles.patching import metric_of
+from tests.oracles.evaluation.mean_reference import MeanOracle
+from tests.oracles.patching.activation_patching import metric_of
 
 
 def reference_activations(

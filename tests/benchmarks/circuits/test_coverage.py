@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.coverage import divide_proportionally
+from benchmarks.circuits.coverage import divide_proportionally
 
 
 def test_shares_add_up() -> None:

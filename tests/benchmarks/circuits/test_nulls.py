@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.nulls import (
+from benchmarks.circuits.nulls import (
     corrupt_irrelevant_token,
     reverse_answers,
     shuffle_answers,

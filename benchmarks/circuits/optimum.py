@@ -1,6 +1,6 @@
 """Our circuits beside the best there are, found by brute force over every subset.
 
-    python -m benchmarks.optimum [--models DIR]
+    python -m benchmarks.circuits.optimum [--models DIR]
 
 The models are the hand-built ones and small trained ones. The optimum is every smallest set that
 meets (a) to (d) under both ablations on discovery pairs, as point values. All circuits are scored

@@ -1,6 +1,6 @@
 """Our circuits against those of other methods, on models whose circuits are known.
 
-    python -m benchmarks.recovery [--models DIR] [--published FILE]
+    python -m benchmarks.circuits.recovery [--models DIR] [--published FILE]
 
 There are three kinds of models: written by hand; random programs compiled to weights
 (`benchmarks/known_circuits/random_programs.py`); and small trained ones, whose truth is the

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from discovery.tasks.task import EncodedPair
-from tests.oracles.path_patching import PathPatchingOracle
+from tests.oracles.patching.path_patching import PathPatchingOracle
 
 POSITIONS = [1, 3, -1]  # the positions at which features are changed
 

@@ -1,6 +1,6 @@
 """Do other pairs give the same circuit? Whole runs over ten seeds.
 
-    python -m benchmarks.stability [--seeds N]
+    python -m benchmarks.circuits.stability [--seeds N]
 
 Each seed draws other pairs, another split and other random choices. Prints a Markdown table: the
 verdicts, the mean Jaccard index between the circuits of two seeds, and how often each node is in a

@@ -1,6 +1,6 @@
 """Does the server answer while a run works?
 
-    python -m benchmarks.responsiveness
+    python -m benchmarks.performance.responsiveness
 
 A server is started over HTTP in a process of its own. Ten calls are timed while it is idle, then
 beside a discovery on a random model of the size of GPT-2 small, and then idle again. The table says

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from benchmarks.circuits.recovery import export_record, measure_regrets, published_methods
 from benchmarks.known_circuits.subsets import find_smallest, measure_all_subsets
 from benchmarks.known_circuits.truth import load_truth
-from benchmarks.recovery import export_record, measure_regrets, published_methods
 from discovery import load_model, load_task
 from discovery.backends.base import Backend
 from discovery.tasks.task import Task
-from tests.oracles.faithfulness import nodes
+from tests.oracles.evaluation.faithfulness import nodes
 
 
 def test_the_optimum_of_a_known_model_is_its_truth(case: tuple[Backend, Task]) -> None:

@@ -1,6 +1,6 @@
 """The hand-built models, whose circuits are known: does the agent find them?
 
-    python -m benchmarks.known
+    python -m benchmarks.circuits.known
 
 The truth is found by brute force over all subsets (`benchmarks/known_circuits/truth.py`). Prints a
 Markdown table: whether the truth is found, with what verdict and at what cost.
