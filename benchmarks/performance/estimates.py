@@ -36,9 +36,9 @@ class RunPrediction:
     """One prediction of what a whole run takes.
 
     Attributes:
-        when: When it was made.
-        work: The forward-pass equivalents of the whole run.
-        seconds: The seconds of the whole run.
+        when: when it was made.
+        work: the forward-pass equivalents of the whole run.
+        seconds: the seconds of the whole run.
     """
 
     when: str

@@ -37,10 +37,10 @@ class BudgetPlan(JsonModel):
     """The shares of a budget.
 
     Attributes:
-        budget: The forward-pass equivalents of the whole run.
-        spent: What the run had spent when the plan was made.
-        estimates: What each stage that is not done is estimated to cost, in their order.
-        shares: What is set aside for each of them.
+        budget: the forward-pass equivalents of the whole run.
+        spent: what the run had spent when the plan was made.
+        estimates: what each stage that is not done is estimated to cost, in their order.
+        shares: what is set aside for each of them.
     """
 
     budget: float
@@ -102,8 +102,8 @@ class BudgetPlan(JsonModel):
         nothing can be judged without it. Any other leaves later stages their shares.
 
         Args:
-            stage: The stage that begins.
-            spent: What the run has spent so far.
+            stage: the stage that begins.
+            spent: what the run has spent so far.
         """
         remaining_budget = max(self.budget - spent, 0.0)
         if stage in NEEDED_STAGES:
@@ -119,10 +119,10 @@ def plan_budget(
     """Divide what is left of a budget over the stages that are not done.
 
     Args:
-        estimates: What each stage is estimated to cost, in the order of the stages.
-        budget: The budget of the whole run.
-        spent: What the run has spent so far.
-        done: The stages that are finished, which get nothing.
+        estimates: what each stage is estimated to cost, in the order of the stages.
+        budget: the budget of the whole run.
+        spent: what the run has spent so far.
+        done: the stages that are finished, which get nothing.
     """
     waiting = {name: cost for name, cost in estimates.items() if name not in done}
     shares = dict.fromkeys(waiting, 0.0)

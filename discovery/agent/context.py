@@ -48,17 +48,17 @@ class RunContext:
     """What the stages of one run share.
 
     Attributes:
-        model: The model to explain.
-        task: The behaviour to explain.
-        settings: What was asked for.
-        meter: Counts the work, and ends the run at its budget.
-        run: The run's folder, open for writing.
-        on_event: Called with each event when it is written.
-        started_at: When this process began to work on the run, on the monotonic clock.
-        earlier_seconds: Wall-clock time that earlier processes worked on the run.
-        spent_before: Forward-pass equivalents that earlier processes spent on the run.
-        plan: How the budget is divided over the stages; None without a budget.
-        timed_rate: The forward-pass equivalents a second of a timed batch; None before one was
+        model: the model to explain.
+        task: the behaviour to explain.
+        settings: what was asked for.
+        meter: counts the work, and ends the run at its budget.
+        run: the run's folder, open for writing.
+        on_event: called with each event when it is written.
+        started_at: when this process began to work on the run, on the monotonic clock.
+        earlier_seconds: wall-clock time that earlier processes worked on the run.
+        spent_before: forward-pass equivalents that earlier processes spent on the run.
+        plan: how the budget is divided over the stages; None without a budget.
+        timed_rate: the forward-pass equivalents a second of a timed batch; None before one was
             timed.
     """
 

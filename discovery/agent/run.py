@@ -62,9 +62,9 @@ class DiscoveryResult:
     """A finished run.
 
     Attributes:
-        run_id: The id of the run, which is the name of its folder.
-        path: The folder of the run.
-        circuit: The circuit with its evidence and verdict, as circuit.json holds it.
+        run_id: the id of the run, which is the name of its folder.
+        path: the folder of the run.
+        circuit: the circuit with its evidence and verdict, as circuit.json holds it.
     """
 
     run_id: str
@@ -93,33 +93,33 @@ def discover(
     """Find the circuit behind a behaviour and validate it.
 
     Args:
-        model: The model to explain.
-        task: The behaviour to explain, with its discovery and held-out pairs.
-        metric: The number that is measured on each prompt; None means the task's own metric.
-        seed: The seed of every random choice.
-        universe: What can be ablated: "all" heads and MLPs, or "heads", which keeps the MLPs.
-        budget: The most forward-pass equivalents that the run may take, summed over prompts. It is
+        model: the model to explain.
+        task: the behaviour to explain, with its discovery and held-out pairs.
+        metric: the number that is measured on each prompt; None means the task's own metric.
+        seed: the seed of every random choice.
+        universe: what can be ablated: "all" heads and MLPs, or "heads", which keeps the MLPs.
+        budget: the most forward-pass equivalents that the run may take, summed over prompts. It is
             divided over the stages before it is spent (see `agent.budget`). The record names what
             it did not reach, and `resume` can raise it.
-        memory: The most bytes that the run may take beside the model; None means what is free.
-        exhaustive: Measure every cell of a sweep, however large its share of the budget is.
-        runs_dir: The runs directory; None means the default one.
-        progress: Called with the work done, the whole work (if known) and a label.
-        on_event: Called with each event of the journal when it is written.
-        on_begin: Called with the run's id before anything is measured, as soon as the run's
+        memory: the most bytes that the run may take beside the model; None means what is free.
+        exhaustive: measure every cell of a sweep, however large its share of the budget is.
+        runs_dir: the runs directory; None means the default one.
+        progress: called with the work done, the whole work (if known) and a label.
+        on_event: called with each event of the journal when it is written.
+        on_begin: called with the run's id before anything is measured, as soon as the run's
             folder exists and the run can be resumed.
-        on_outlook: Called after each stage with what the run has spent and what is left of it.
-        command: The command line, for the record.
-        load: How the model and the task were loaded, so that `resume` can load them again; None
+        on_outlook: called after each stage with what the run has spent and what is left of it.
+        command: the command line, for the record.
+        load: how the model and the task were loaded, so that `resume` can load them again; None
             means as the model describes itself. A mapping with the same fields will do.
 
     Returns:
         The finished run, whatever its verdict.
 
     Raises:
-        MeasurementError: If a metric, universe or budget is not allowed, or if a split has no
+        MeasurementError: if a metric, universe or budget is not allowed, or if a split has no
             pairs.
-        Interrupted: If the run is stopped from outside. Its `run_id` is the run to resume.
+        Interrupted: if the run is stopped from outside. Its `run_id` is the run to resume.
     """
     _check_arguments(task, metric, universe, budget)
     settings = RunSettings(
@@ -167,18 +167,18 @@ def resume(
     A finished run is returned as it is if its budget reached everything or is not raised.
 
     Args:
-        run_id: The id of the run.
-        budget: The budget of the whole run from now on, what it has spent already included; None
+        run_id: the id of the run.
+        budget: the budget of the whole run from now on, what it has spent already included; None
             means that it keeps its own.
-        runs_dir: The runs directory; None means the default one.
-        progress: As in `discover`.
-        on_event: As in `discover`.
-        on_outlook: As in `discover`.
+        runs_dir: the runs directory; None means the default one.
+        progress: as in `discover`.
+        on_event: as in `discover`.
+        on_outlook: as in `discover`.
 
     Raises:
-        StoreError: If there is no such run, if another process writes to it, or if its model or
+        StoreError: if there is no such run, if another process writes to it, or if its model or
             its pairs are not those that it began with.
-        MeasurementError: If the budget is no larger than the run's own.
+        MeasurementError: if the budget is no larger than the run's own.
     """
     saved = open_run(runs_dir, run_id)  # for reading, which also works in a read-only directory
     if saved.record.kind != "discovery":
@@ -198,7 +198,7 @@ def is_finished(run: Run, budget: float | None = None) -> bool:
     """Whether there is nothing to continue in a run, also with this budget.
 
     Raises:
-        MeasurementError: If a budget is given that is no larger than the run's own.
+        MeasurementError: if a budget is given that is no larger than the run's own.
     """
     settings = read_settings(run)
     if budget is not None:
@@ -219,15 +219,15 @@ def resume_open_run(
     """Continue a run whose folder is open for writing.
 
     Args:
-        run: The run.
-        budget: As in `resume`.
-        progress: As in `discover`.
-        on_event: As in `discover`.
-        on_outlook: As in `discover`.
+        run: the run.
+        budget: as in `resume`.
+        progress: as in `discover`.
+        on_event: as in `discover`.
+        on_outlook: as in `discover`.
 
     Raises:
-        StoreError: If its model or its pairs are not those that it began with.
-        MeasurementError: If the budget is no larger than the run's own.
+        StoreError: if its model or its pairs are not those that it began with.
+        MeasurementError: if the budget is no larger than the run's own.
     """
     settings = read_settings(run)
     state = read_last_state(run)

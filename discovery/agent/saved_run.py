@@ -30,21 +30,21 @@ class RunSettings(JsonModel):
     """The settings of a run, as run.json keeps them under `configuration`.
 
     Attributes:
-        metric: The metric that was asked for; None means the task's own, `task_metric`.
-        seed: The seed of every random choice.
-        universe: What can be ablated: "all" heads and MLPs, or "heads".
-        budget: The most forward-pass equivalents that the run may take; None means no limit.
-        memory: The most bytes that the run may take beside the model; None means what is free.
-        exhaustive: Whether every cell of a sweep is measured, whatever it costs.
-        task_name: The name of the task.
-        task_metric: The task's own metric.
-        split_method: How the task's pairs were divided, in words.
-        rules: The version of the rules of evaluation that the run began under. If it is resumed, it
+        metric: the metric that was asked for; None means the task's own, `task_metric`.
+        seed: the seed of every random choice.
+        universe: what can be ablated: "all" heads and MLPs, or "heads".
+        budget: the most forward-pass equivalents that the run may take; None means no limit.
+        memory: the most bytes that the run may take beside the model; None means what is free.
+        exhaustive: whether every cell of a sweep is measured, whatever it costs.
+        task_name: the name of the task.
+        task_metric: the task's own metric.
+        split_method: how the task's pairs were divided, in words.
+        rules: the version of the rules of evaluation that the run began under. If it is resumed, it
             goes on under them. Runs that recorded none began under version 1.
-        pairs: The fingerprint of the pairs; None in runs that did not record it yet.
-        reference_from: The built-in task that draws the reference prompts; None if they are the
+        pairs: the fingerprint of the pairs; None in runs that did not record it yet.
+        reference_from: the built-in task that draws the reference prompts; None if they are the
             corrupted prompts of both splits and the reference lines.
-        load: How the model was loaded.
+        load: how the model was loaded.
     """
 
     metric: MetricName | None = None
@@ -66,12 +66,12 @@ class SavedPair(JsonModel):
     """One line of task.jsonl: a prompt pair in token ids, and the split that it is in.
 
     Attributes:
-        clean: The token ids of the clean prompt.
-        corrupted: The token ids of the corrupted prompt; as many as of the clean one.
-        answer: The token ids of the right answers.
-        wrong: The token ids of the wrong answers.
-        template: The name of the pair's template; "" if the task names none.
-        labels: The position of each label, counted from 0.
+        clean: the token ids of the clean prompt.
+        corrupted: the token ids of the corrupted prompt; as many as of the clean one.
+        answer: the token ids of the right answers.
+        wrong: the token ids of the wrong answers.
+        template: the name of the pair's template; "" if the task names none.
+        labels: the position of each label, counted from 0.
         split: "discovery", "heldout", or None for a repeat of another pair.
     """
 
@@ -88,11 +88,11 @@ class SavedReference(JsonModel):
     """A line of task.jsonl that only serves mean ablation: a corrupted prompt in token ids.
 
     Attributes:
-        corrupted: The token ids.
-        template: The name of the prompt's template; "" if the task names none.
-        labels: The position of each label, counted from 0.
-        role: Which way round it has the roles that the corruption exchanges; "" if unknown.
-        use: What the line is for.
+        corrupted: the token ids.
+        template: the name of the prompt's template; "" if the task names none.
+        labels: the position of each label, counted from 0.
+        role: which way round it has the roles that the corruption exchanges; "" if unknown.
+        use: what the line is for.
     """
 
     corrupted: tuple[int, ...]
@@ -110,8 +110,8 @@ def describe_pairs(
     The pairs come first, then the reference prompts that are no pair's corrupted prompt.
 
     Args:
-        task: The task.
-        reference: The reference prompts that are in use; None means those that the task uses at
+        task: the task.
+        reference: the reference prompts that are in use; None means those that the task uses at
             first.
     """
     saved = [
@@ -156,7 +156,7 @@ def read_settings(run: Run) -> RunSettings:
     """Return the settings that a run began with.
 
     Raises:
-        StoreError: If run.json holds no settings that this version understands.
+        StoreError: if run.json holds no settings that this version understands.
     """
     try:
         return RunSettings.model_validate(run.record.configuration)
@@ -173,7 +173,7 @@ def read_last_state(run: Run) -> State:
     """Return the state after the last finished stage; an empty state if no stage was finished.
 
     Raises:
-        StoreError: If events.jsonl holds a state that this version does not understand.
+        StoreError: if events.jsonl holds a state that this version does not understand.
     """
     for event in reversed(run.events()):
         if "state" in event:
@@ -190,7 +190,7 @@ def read_saved_task(run: Run, model: Backend) -> Task:
     """Return the task of a run, with the very pairs and splits that task.jsonl holds.
 
     Raises:
-        StoreError: If task.jsonl is missing or damaged.
+        StoreError: if task.jsonl is missing or damaged.
     """
     settings = read_settings(run)
     try:
@@ -236,7 +236,7 @@ def reload_model_and_task(run: Run) -> tuple[Backend, Task]:
     """Load the model and the very pairs of a run again.
 
     Raises:
-        StoreError: If the settings or the pairs are damaged, or if the model's weights have
+        StoreError: if the settings or the pairs are damaged, or if the model's weights have
             changed since the run began.
     """
     read_settings(run)  # damaged settings are reported before the model is loaded

@@ -28,39 +28,39 @@ class State(JsonModel):
     """Everything that a run has concluded so far. Nodes are named as in circuit.json.
 
     Attributes:
-        done: The names of the finished stages, in order.
-        gates: For each split, the gates of the behaviour that fail; empty if there is a behaviour.
-        splits: What the behaviour check measured on each split.
-        behaviour: The same numbers as the event of the check shows them.
-        ranking: All nodes, the largest effect first.
-        effects: For each node, its effect alone in each direction, with intervals.
-        curve: Faithfulness of the ranking's first k nodes, and of the circuit.
-        circuit: The candidate; after the stage "mend", the circuit.
-        labels: For each node, a label for how it acts, such as "redundant" or "opposing".
-        drop_shares: For each node of the circuit, a lower bound on its largest drop as a share of
+        done: the names of the finished stages, in order.
+        gates: for each split, the gates of the behaviour that fail; empty if there is a behaviour.
+        splits: what the behaviour check measured on each split.
+        behaviour: the same numbers as the event of the check shows them.
+        ranking: all nodes, the largest effect first.
+        effects: for each node, its effect alone in each direction, with intervals.
+        curve: faithfulness of the ranking's first k nodes, and of the circuit.
+        circuit: the candidate; after the stage "mend", the circuit.
+        labels: for each node, a label for how it acts, such as "redundant" or "opposing".
+        drop_shares: for each node of the circuit, a lower bound on its largest drop as a share of
             δ (d), in the search that chose it.
-        partners: For each redundant node, the nodes that do its work when it is ablated.
-        positions: For each node, the positions or labels at which it acts.
-        sweeps: For each sweep by position, how many pairs and cells it measured.
-        edges: The measured edges of the circuit, with their effects.
-        edge_counts: How many edges there are, how many were measured, and on how many pairs.
-        stability: The mean Jaccard that decides condition (f), weighted from version 2 of the rules
+        partners: for each redundant node, the nodes that do its work when it is ablated.
+        positions: for each node, the positions or labels at which it acts.
+        sweeps: for each sweep by position, how many pairs and cells it measured.
+        edges: the measured edges of the circuit, with their effects.
+        edge_counts: how many edges there are, how many were measured, and on how many pairs.
+        stability: the mean Jaccard that decides condition (f), weighted from version 2 of the rules
             on; None if it was not run or is not decided.
-        plain_jaccard: The plain mean Jaccard, if `stability` is the weighted one.
-        cut_searches: The number of repeated searches that their share of the budget cut off.
-        inclusion: For each node, the share of the repeated searches that chose it.
-        evaluation: Every number behind the verdict.
-        verdict: The verdict; None before the held-out pairs were looked at.
-        reasons: The reasons for the verdict.
-        cut_short: What the budget ended before, if that decides the verdict; None if nothing did.
-        left_out: The stages that the budget did not reach, in order, and that decide no verdict.
-        shortened: The stages that the budget ended early, and that kept what they had by then.
-        evidence: For each node, the ids of the results that its numbers come from.
-        estimates: What each stage was last estimated to cost, in the order of the stages.
-        rate: The forward-pass equivalents that the machine did in a second; None before a plan.
-        spent: Forward-pass equivalents so far.
-        seconds: Wall-clock time so far.
-        peak_memory_bytes: The most memory that the process has held.
+        plain_jaccard: the plain mean Jaccard, if `stability` is the weighted one.
+        cut_searches: the number of repeated searches that their share of the budget cut off.
+        inclusion: for each node, the share of the repeated searches that chose it.
+        evaluation: every number behind the verdict.
+        verdict: the verdict; None before the held-out pairs were looked at.
+        reasons: the reasons for the verdict.
+        cut_short: what the budget ended before, if that decides the verdict; None if nothing did.
+        left_out: the stages that the budget did not reach, in order, and that decide no verdict.
+        shortened: the stages that the budget ended early, and that kept what they had by then.
+        evidence: for each node, the ids of the results that its numbers come from.
+        estimates: what each stage was last estimated to cost, in the order of the stages.
+        rate: the forward-pass equivalents that the machine did in a second; None before a plan.
+        spent: forward-pass equivalents so far.
+        seconds: wall-clock time so far.
+        peak_memory_bytes: the most memory that the process has held.
     """
 
     done: tuple[str, ...] = ()

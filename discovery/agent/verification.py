@@ -37,11 +37,11 @@ class Verification:
     """The outcome of verifying a run.
 
     Attributes:
-        run_id: The run.
-        holds: Whether every number and the verdict are the same again.
-        differences: What differs, with the recorded and the new value.
-        checked: How many values were compared.
-        forward_equivalents: What measuring them cost.
+        run_id: the run.
+        holds: whether every number and the verdict are the same again.
+        differences: what differs, with the recorded and the new value.
+        checked: how many values were compared.
+        forward_equivalents: what measuring them cost.
     """
 
     run_id: str
@@ -56,13 +56,13 @@ class VerifiableClaims:
     """What a record claims and a second measurement can check; None or absent if it claims nothing.
 
     Attributes:
-        verdict: The verdict.
-        pairs: The fingerprint of the pairs.
-        discovery: The baselines and the evidence on discovery pairs.
-        heldout: The baselines and the evidence on held-out pairs.
-        conditions: The outcome of (a) to (f).
-        thresholds: The bounds that were applied.
-        tests: The tests of the circuit on held-out pairs, beside the conditions.
+        verdict: the verdict.
+        pairs: the fingerprint of the pairs.
+        discovery: the baselines and the evidence on discovery pairs.
+        heldout: the baselines and the evidence on held-out pairs.
+        conditions: the outcome of (a) to (f).
+        thresholds: the bounds that were applied.
+        tests: the tests of the circuit on held-out pairs, beside the conditions.
     """
 
     verdict: str | None
@@ -93,12 +93,12 @@ def verify_run(
     are not compared.
 
     Args:
-        run_id: The run.
-        runs_dir: The runs directory; None means the default one.
-        progress: Called with the work done, the whole work (if known) and a label.
+        run_id: the run.
+        runs_dir: the runs directory; None means the default one.
+        progress: called with the work done, the whole work (if known) and a label.
 
     Raises:
-        StoreError: If there is no such run, if it has no record yet, or if its model has changed.
+        StoreError: if there is no such run, if it has no record yet, or if its model has changed.
     """
     run = open_run(runs_dir, run_id)
     record = run.load_circuit()

@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        argv: The words after `circuit-scout`. If None, those of this process.
+        argv: the words after `circuit-scout`. If None, those of this process.
 
     Returns:
         The exit status: 0 completed, 2 bad input, 3 a record that does not hold, 130 interrupted,

@@ -147,12 +147,12 @@ def add_flag(
     """Add a flag that takes a value.
 
     Args:
-        parser: The parser that gets the flag.
-        name: The name of the flag, with its dashes.
-        metavar: What the help calls the value.
-        parse_value: The function that checks and converts the word.
-        text: The description in the help.
-        options: Further arguments of `ArgumentParser.add_argument`.
+        parser: the parser that gets the flag.
+        name: the name of the flag, with its dashes.
+        metavar: what the help calls the value.
+        parse_value: the function that checks and converts the word.
+        text: the description in the help.
+        options: further arguments of `ArgumentParser.add_argument`.
     """
     parser.add_argument(
         name, metavar=metavar, type=partial(parse_value, name), help=text, **options
@@ -163,8 +163,8 @@ def add_json_flag(parser: argparse.ArgumentParser, *, is_verb: bool = False) -> 
     """Add --json.
 
     Args:
-        parser: The parser that gets the flag.
-        is_verb: Whether the parser belongs to a verb. If the flag is not given after the verb, the
+        parser: the parser that gets the flag.
+        is_verb: whether the parser belongs to a verb. If the flag is not given after the verb, the
             value from before the verb is kept.
     """
     default = argparse.SUPPRESS if is_verb else False
@@ -178,11 +178,11 @@ class Setting:
     """A flag that an environment variable can also give.
 
     Attributes:
-        name: The name of the flag, without dashes.
-        metavar: What the help calls its value.
-        help: The description in the help: one line.
-        parse_value: The function that checks and converts the word.
-        default: The value if neither the flag nor the variable is given.
+        name: the name of the flag, without dashes.
+        metavar: what the help calls its value.
+        help: the description in the help: one line.
+        parse_value: the function that checks and converts the word.
+        default: the value if neither the flag nor the variable is given.
     """
 
     name: str
@@ -216,7 +216,7 @@ class Setting:
         """Return the value of the flag, else that of the variable, else the default.
 
         Raises:
-            UsageError: If the value of the variable is not allowed.
+            UsageError: if the value of the variable is not allowed.
         """
         value = self.flag_value(args)
         if value is not None:

@@ -28,13 +28,13 @@ class Console:
     """The output of one command.
 
     Args:
-        results: The file descriptor of the real standard output.
-        encoding: The encoding of texts for a person.
-        verbose: Whether single decisions of a run are shown too.
-        quiet: Whether only results, warnings and errors are shown.
+        results: the file descriptor of the real standard output.
+        encoding: the encoding of texts for a person.
+        verbose: whether single decisions of a run are shown too.
+        quiet: whether only results, warnings and errors are shown.
 
     Attributes:
-        progress: The progress line, which a command gives to a measurement.
+        progress: the progress line, which a command gives to a measurement.
     """
 
     def __init__(
@@ -50,8 +50,8 @@ class Console:
         """Write a document for a program, unchanged and in UTF-8.
 
         Raises:
-            BrokenPipeError: If the reader of standard output is gone.
-            StoreError: If standard output cannot be written for another reason.
+            BrokenPipeError: if the reader of standard output is gone.
+            StoreError: if standard output cannot be written for another reason.
         """
         self._send(document.encode("utf-8", "backslashreplace"))
 

@@ -38,9 +38,9 @@ def run_command(args: argparse.Namespace, console: Console) -> int:
     """Run one command, and report how it ended.
 
     Args:
-        args: The parsed command line. Its `run` is the function of the command, which gets `args`
+        args: the parsed command line. Its `run` is the function of the command, which gets `args`
             and `console`, and returns an exit status or None for "completed".
-        console: The output of the command.
+        console: the output of the command.
 
     Returns:
         The exit status.

@@ -48,10 +48,10 @@ class Finding:
     """What a check found.
 
     Attributes:
-        check: The name of the check.
+        check: the name of the check.
         status: "failed" if something will not work, and "warning" if not everybody needs it.
-        observation: The outcome, in words.
-        cure: What to do, or None if there is nothing to do.
+        observation: the outcome, in words.
+        cure: what to do, or None if there is nothing to do.
     """
 
     check: str

@@ -153,13 +153,13 @@ def require_no_settings(
     """Check that --resume was given without the flags of a new run.
 
     Args:
-        args: The parsed command line.
-        what: What is resumed, for the message: "run" or "training".
-        allowed: Further values of the command line that --resume may be given with.
-        positional: The value that is given without a flag, if there is one.
+        args: the parsed command line.
+        what: what is resumed, for the message: "run" or "training".
+        allowed: further values of the command line that --resume may be given with.
+        positional: the value that is given without a flag, if there is one.
 
     Raises:
-        UsageError: If there are other flags.
+        UsageError: if there are other flags.
     """
     conflicting_flags = [
         name
@@ -181,7 +181,7 @@ def require_text_file(word: str, advice: str) -> Path:
     """Return the absolute path of the file that --text names.
 
     Raises:
-        UsageError: If there is no such file. `advice` is the fix.
+        UsageError: if there is no such file. `advice` is the fix.
     """
     path = absolute_path(word)
     if not path.is_file():

@@ -70,7 +70,7 @@ class TextRequested(Exception):  # noqa: N818  (an answer, not an error)
     """The command line asks for a text that the parser knows: the help or the version.
 
     Attributes:
-        text: The text to print.
+        text: the text to print.
     """
 
     def __init__(self, text: str) -> None:
@@ -81,14 +81,14 @@ def parse_command_line(words: Sequence[str]) -> argparse.Namespace:
     """Parse a command line.
 
     Args:
-        words: The words after `circuit-scout`.
+        words: the words after `circuit-scout`.
 
     Returns:
         The values of the flags; `run`, the function of the command; and `command`, the line as it
         would be typed.
 
     Raises:
-        UsageError: If the command line is not valid.
+        UsageError: if the command line is not valid.
     """
     parser = build_parser()
     command = shlex.join([PROGRAM_NAME, *words])

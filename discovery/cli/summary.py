@@ -33,8 +33,8 @@ def describe_circuit(circuit: CircuitGraph, folder: Path | None = None) -> str:
     """Return the summary of a record.
 
     Args:
-        circuit: The record.
-        folder: The folder of its run, if it has one.
+        circuit: the record.
+        folder: the folder of its run, if it has one.
     """
     parts = [
         _describe_verdict(circuit),

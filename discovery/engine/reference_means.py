@@ -44,12 +44,12 @@ class ReferenceMeans:
     """Sums of outputs over the reference prompts of one task, on one model.
 
     Attributes:
-        backend: The model.
-        source: Where the prompts come from.
-        rules: The version of the rule of mean ablation.
-        per_group: How many prompts of each template and token count are used.
-        version: How often prompts have been added; plans of an earlier version are out of date.
-        spent: The forward-pass equivalents that running reference prompts has cost so far.
+        backend: the model.
+        source: where the prompts come from.
+        rules: the version of the rule of mean ablation.
+        per_group: how many prompts of each template and token count are used.
+        version: how often prompts have been added; plans of an earlier version are out of date.
+        spent: the forward-pass equivalents that running reference prompts has cost so far.
     """
 
     def __init__(
@@ -64,12 +64,12 @@ class ReferenceMeans:
         """Prepare to compute means; nothing is drawn or run yet.
 
         Args:
-            backend: The model.
-            source: Where the reference prompts come from.
-            meter: Counts the work.
-            memory: The bytes that a batch of reference prompts may take, in the shares that an
+            backend: the model.
+            source: where the reference prompts come from.
+            meter: counts the work.
+            memory: the bytes that a batch of reference prompts may take, in the shares that an
                 engine has; None means a share of what is free.
-            rules: The version of the rule of mean ablation.
+            rules: the version of the rule of mean ablation.
         """
         self.backend = backend
         self.source = source
@@ -91,7 +91,7 @@ class ReferenceMeans:
         """The reference prompts; they are drawn when they are first asked for.
 
         Raises:
-            TaskError: If the model's tokenizer leaves a built-in task too few words.
+            TaskError: if the model's tokenizer leaves a built-in task too few words.
         """
         if self._prompts is None:
             self._prompts = self.source.draw(self.per_group)
@@ -118,7 +118,7 @@ class ReferenceMeans:
             `MAX_REFERENCE_PROMPTS` of each template and token count are in use.
 
         Raises:
-            BudgetError: If the meter's budget does not suffice. Nothing has changed then.
+            BudgetError: if the meter's budget does not suffice. Nothing has changed then.
         """
         if self.source.builtin is None or 2 * self.per_group > MAX_REFERENCE_PROMPTS:
             return False
@@ -146,8 +146,8 @@ class ReferenceMeans:
         """Make sure that the sums of these sites over the cells of a plan are there.
 
         Raises:
-            BudgetError: If the meter's budget does not suffice. Nothing has changed then.
-            MemoryLimitError: If the memory does not hold one prompt.
+            BudgetError: if the meter's budget does not suffice. Nothing has changed then.
+            MemoryLimitError: if the memory does not hold one prompt.
         """
         new_cells = tuple(cell for cell in plan.all_cells if cell not in self._index)
         known_sites = tuple(self._sums)
@@ -177,7 +177,7 @@ class ReferenceMeans:
         """Return the sums of a site over each cell, for one half of the prompts or for both.
 
         Raises:
-            RuntimeError: If the site has not been prepared.
+            RuntimeError: if the site has not been prepared.
         """
         if site not in self._sums:
             raise RuntimeError(f"prepare {site} before asking for its means")
@@ -245,8 +245,8 @@ class _CellSums:
     """Sums over cells and halves that are still being added up.
 
     Attributes:
-        counts: How many values each sum has, [cell half].
-        sums: The sums of each site, [cell half feature].
+        counts: how many values each sum has, [cell half].
+        sums: the sums of each site, [cell half feature].
     """
 
     def __init__(self, n_cells: int, sites: Sequence[Site], backend: Backend) -> None:
@@ -302,10 +302,10 @@ class BlockMeans:
         """Prepare the means of some pairs of a plan, whose sums are prepared.
 
         Args:
-            means: The sums over reference prompts.
-            plan: Which mean each position of each pair gets.
-            pairs: The numbers of the pairs in the plan.
-            half: The half of the reference prompts to use; None means all of them.
+            means: the sums over reference prompts.
+            plan: which mean each position of each pair gets.
+            pairs: the numbers of the pairs in the plan.
+            half: the half of the reference prompts to use; None means all of them.
         """
         self._means = means
         self._half = half
@@ -349,8 +349,8 @@ class BlockMeans:
         """Return what mean ablation puts at a site; positions after a prompt's end get 0.
 
         Args:
-            site: The site.
-            corrupted: The pairs' own values, right-padded; None if `needs_own_values` is false.
+            site: the site.
+            corrupted: the pairs' own values, right-padded; None if `needs_own_values` is false.
         """
         sums = self._means.sums(site, self._half)
         device = sums.device

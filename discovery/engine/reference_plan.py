@@ -33,8 +33,8 @@ class CellRule:
     """How positions are assigned to cells.
 
     Attributes:
-        version: The version of the evaluation rules.
-        has_labels: Whether any reference prompt has labels.
+        version: the version of the evaluation rules.
+        has_labels: whether any reference prompt has labels.
     """
 
     version: RulesVersion
@@ -64,13 +64,13 @@ class ReferencePlan:
     """Which mean each position of each pair gets.
 
     Attributes:
-        rule: How positions are assigned to cells.
-        cells: For each pair and each of its positions, the cell whose mean it gets.
-        pairs: For each pair, its corrupted prompt as a reference prompt.
-        own: For each pair, the number of the reference prompt that is the pair itself; None if
+        rule: how positions are assigned to cells.
+        cells: for each pair and each of its positions, the cell whose mean it gets.
+        pairs: for each pair, its corrupted prompt as a reference prompt.
+        own: for each pair, the number of the reference prompt that is the pair itself; None if
             there is none.
         alignment: "position", "label", "all", or several of them joined by "+". It is recorded.
-        size: The smallest number of other prompts in any mean. Version 1 counts values instead.
+        size: the smallest number of other prompts in any mean. Version 1 counts values instead.
     """
 
     rule: CellRule

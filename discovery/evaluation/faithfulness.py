@@ -396,16 +396,16 @@ def settle_reference(
     evaluators forget what they measured under mean ablation.
 
     Args:
-        evaluators: The splits, which share one `ReferenceMeans` (`SplitEvaluator.of_task`).
-        node_set: The nodes of the circuit for which f is compared.
+        evaluators: the splits, which share one `ReferenceMeans` (`SplitEvaluator.of_task`).
+        node_set: the nodes of the circuit for which f is compared.
 
     Returns:
         The last comparison on each split. If the halves still differ by more than
         `thresholds.MAX_REFERENCE_DISAGREEMENT`, conditions under mean ablation are undecided.
 
     Raises:
-        ValueError: If the evaluators do not share their means.
-        BudgetError: If a meter's budget does not suffice.
+        ValueError: if the evaluators do not share their means.
+        BudgetError: if a meter's budget does not suffice.
     """
     reference = evaluators[0].engine.reference
     if any(evaluator.engine.reference is not reference for evaluator in evaluators):

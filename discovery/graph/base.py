@@ -82,7 +82,7 @@ class OmitsEmptyFields(JsonModel):
     field existed. A number that is 0 is written.
 
     Attributes:
-        omitted_when_empty: The names of these fields.
+        omitted_when_empty: the names of these fields.
     """
 
     omitted_when_empty: ClassVar[frozenset[str]] = frozenset()
@@ -105,9 +105,9 @@ class Effect(JsonModel):
     """A mean over pairs and its 95% interval, as a share of m(clean) − m(corrupted).
 
     Attributes:
-        mean: The effect; 1 restores (denoising) or removes (noising) the whole difference.
-        low: The lower end of the interval.
-        high: The upper end of the interval.
+        mean: the effect; 1 restores (denoising) or removes (noising) the whole difference.
+        low: the lower end of the interval.
+        high: the upper end of the interval.
     """
 
     mean: Number = None

@@ -62,19 +62,19 @@ class CircuitGraph(OmitsEmptyFields):
     Nodes and edges are kept in forward order, whatever order they are given in.
 
     Attributes:
-        schema_: The schema, `schema` in JSON. Its number is the version of the rules of evaluation.
-        run_id: The run that found the circuit.
-        model: The model that was studied.
-        task: The behaviour that was studied.
-        evaluation: Every number behind the verdict.
-        verdict: The verdict, which `discovery.evaluation` computes; None before that.
-        reasons: The reasons for the verdict.
-        cost: What the run took.
-        provenance: How the run can be repeated.
-        dictionaries: Sparse autoencoders whose features are among the nodes, at most one per site.
+        schema_: the schema, `schema` in JSON. Its number is the version of the rules of evaluation.
+        run_id: the run that found the circuit.
+        model: the model that was studied.
+        task: the behaviour that was studied.
+        evaluation: every number behind the verdict.
+        verdict: the verdict, which `discovery.evaluation` computes; None before that.
+        reasons: the reasons for the verdict.
+        cost: what the run took.
+        provenance: how the run can be repeated.
+        dictionaries: sparse autoencoders whose features are among the nodes, at most one per site.
         nodes: `embed`, the circuit's heads and MLPs, and `logits`. Features may stand beside them;
             they count in no size and enter no condition.
-        edges: At most one edge for each ordered pair of nodes.
+        edges: at most one edge for each ordered pair of nodes.
     """
 
     omitted_when_empty: ClassVar[frozenset[str]] = frozenset({"dictionaries"})
@@ -159,7 +159,7 @@ class CircuitGraph(OmitsEmptyFields):
         """Return the record that a graph holds.
 
         Raises:
-            StoreError: If it is not the graph of a circuit.
+            StoreError: if it is not the graph of a circuit.
         """
         if not graph.is_directed() or graph.is_multigraph():
             raise StoreError(
@@ -194,11 +194,11 @@ class CircuitGraph(OmitsEmptyFields):
         """Read circuit.json.
 
         Args:
-            text: The content of the file.
-            source: The name of the file, for error messages.
+            text: the content of the file.
+            source: the name of the file, for error messages.
 
         Raises:
-            StoreError: If it is damaged, or has a schema that this version does not read.
+            StoreError: if it is damaged, or has a schema that this version does not read.
         """
         data = loads(text, source)
         match data:
@@ -246,7 +246,7 @@ class CircuitGraph(OmitsEmptyFields):
         """Read what `to_graphml` wrote, without loss.
 
         Raises:
-            StoreError: If it is damaged.
+            StoreError: if it is damaged.
         """
         return cls.from_networkx(read_graphml(text))
 

@@ -43,8 +43,8 @@ class ConditionMeaning:
     """What a condition asks of a circuit.
 
     Attributes:
-        name: The condition in a few words.
-        explanation: What holds if the condition is met.
+        name: the condition in a few words.
+        explanation: what holds if the condition is met.
     """
 
     name: str
@@ -69,11 +69,11 @@ class Score(JsonModel):
     """A value of f with its 95% bootstrap interval over pairs.
 
     Attributes:
-        value: The ratio of means.
-        low: The lower end of the interval.
-        high: The upper end of the interval.
-        median: The median of the ratios of single pairs.
-        share_in_band: The share of pairs whose own ratio lies within the bounds of the condition.
+        value: the ratio of means.
+        low: the lower end of the interval.
+        high: the upper end of the interval.
+        median: the median of the ratios of single pairs.
+        share_in_band: the share of pairs whose own ratio lies within the bounds of the condition.
     """
 
     value: Number = None
@@ -87,8 +87,8 @@ class BySide(JsonModel):
     """A number for the nodes inside the circuit and one for the nodes outside.
 
     Attributes:
-        inside: The number for the nodes of the circuit.
-        outside: The number for the other nodes of the universe.
+        inside: the number for the nodes of the circuit.
+        outside: the number for the other nodes of the universe.
     """
 
     inside: Number = None
@@ -103,7 +103,7 @@ class JointAddition(JsonModel):
     """What many nodes outside do when they are added to the circuit together (condition c).
 
     Attributes:
-        n: How many nodes were added.
+        n: how many nodes were added.
         change: f(C∪V) − f(C).
     """
 
@@ -115,10 +115,10 @@ class BlockAdditions(JsonModel):
     """The unchecked nodes outside, added to the circuit in random blocks (condition c).
 
     Attributes:
-        n: How many blocks were added, over all partitions.
-        size: How many nodes a block has.
-        max_change: The largest |f(C∪B) − f(C)| of a block B.
-        opened: How many blocks changed f so much that their nodes were then checked one by one.
+        n: how many blocks were added, over all partitions.
+        size: how many nodes a block has.
+        max_change: the largest |f(C∪B) − f(C)| of a block B.
+        opened: how many blocks changed f so much that their nodes were then checked one by one.
     """
 
     n: int
@@ -133,25 +133,25 @@ class Completeness(OmitsEmptyFields):
     A gap is |f(C∖u) − f(U∖u)| of a node u of the circuit, or |f(C∪v) − f(C)| of a node v outside.
 
     Attributes:
-        max_gap_in: The largest gap inside.
-        node_in: The u with the largest gap.
-        max_gap_out: The largest gap outside.
-        node_out: The v with the largest gap.
-        low: The largest lower bound of a gap on each side. All bounds hold together with 95%
+        max_gap_in: the largest gap inside.
+        node_in: the u with the largest gap.
+        max_gap_out: the largest gap outside.
+        node_out: the v with the largest gap.
+        low: the largest lower bound of a gap on each side. All bounds hold together with 95%
             confidence.
-        failing: The nodes whose lower bound exceeds the limit.
-        checked: How many nodes of each side were checked one by one.
-        unchecked: How many nodes of each side were not.
-        refined: How many nodes of each side were measured on all pairs. The others were measured
+        failing: the nodes whose lower bound exceeds the limit.
+        checked: how many nodes of each side were checked one by one.
+        unchecked: how many nodes of each side were not.
+        refined: how many nodes of each side were measured on all pairs. The others were measured
             on the first pairs, which showed that they are clear of the limit.
-        unchecked_bound: A 95% upper bound on the share of unchecked nodes whose gap exceeds the
+        unchecked_bound: a 95% upper bound on the share of unchecked nodes whose gap exceeds the
             limit; null if none is unchecked.
-        blocks: What the unchecked nodes outside do in blocks; None if there are none.
-        joint_positive: What all outside nodes with a positive effect do together.
-        joint_negative: What all outside nodes with a negative effect do together.
-        n_out: How many v were measured (version 1 of the rules).
-        n_out_possible: How many v there are (version 1).
-        chosen: How the measured v were chosen, if not all were measured (version 1).
+        blocks: what the unchecked nodes outside do in blocks; None if there are none.
+        joint_positive: what all outside nodes with a positive effect do together.
+        joint_negative: what all outside nodes with a negative effect do together.
+        n_out: how many v were measured (version 1 of the rules).
+        n_out_possible: how many v there are (version 1).
+        chosen: how the measured v were chosen, if not all were measured (version 1).
     """
 
     omitted_when_empty: ClassVar[frozenset[str]] = frozenset(
@@ -181,13 +181,13 @@ class Minimality(OmitsEmptyFields):
     """Whether one node of the circuit is needed, under one ablation (condition d).
 
     Attributes:
-        node: The node v that is ablated.
-        context: The nodes K that are ablated with it, chosen on discovery pairs.
+        node: the node v that is ablated.
+        context: the nodes K that are ablated with it, chosen on discovery pairs.
         drop: |f(C∖K) − f(C∖K∖v)| on held-out pairs.
-        p: The p-value of a paired sign-flip test.
-        p_holm: The p-value after Holm's correction over the circuit's nodes and, from version 2 of
+        p: the p-value of a paired sign-flip test.
+        p_holm: the p-value after Holm's correction over the circuit's nodes and, from version 2 of
             the rules on, over both ablations.
-        n: The number of pairs it was measured on; None in version 1, which uses all.
+        n: the number of pairs it was measured on; None in version 1, which uses all.
     """
 
     omitted_when_empty: ClassVar[frozenset[str]] = frozenset({"n"})
@@ -204,10 +204,10 @@ class PaddingTrial(JsonModel):
     """A smaller circuit that was tried, because many nodes of the circuit matter little (d).
 
     Attributes:
-        left_out: The nodes that it lacks.
-        meets: Whether it meets (a) to (c) by point values under both ablations. If it does, the
+        left_out: the nodes that it lacks.
+        meets: whether it meets (a) to (c) by point values under both ablations. If it does, the
             nodes that it lacks are padding.
-        why_not: The first condition that it misses, and the ablation; None if it meets all.
+        why_not: the first condition that it misses, and the ablation; None if it meets all.
     """
 
     left_out: tuple[NodeId, ...]
@@ -219,12 +219,12 @@ class MinimalityCheck(JsonModel):
     """How condition (d) was checked, over both ablations (from version 2 of the rules on).
 
     Attributes:
-        checked: How many nodes were checked one by one.
-        unchecked: How many nodes were not.
-        unchecked_bound: A 95% upper bound on the share of unchecked nodes that are not needed; None
+        checked: how many nodes were checked one by one.
+        unchecked: how many nodes were not.
+        unchecked_bound: a 95% upper bound on the share of unchecked nodes that are not needed; None
             if none is unchecked.
-        flips: How many random signs each test drew.
-        padding: The smaller circuits that were tried.
+        flips: how many random signs each test drew.
+        padding: the smaller circuits that were tried.
     """
 
     checked: int
@@ -238,9 +238,9 @@ class Control(JsonModel):
     """How other sets of the same size compare with the circuit (condition e).
 
     Attributes:
-        n: How many sets were measured.
-        n_possible: How many such sets there are.
-        as_good: How many did as well: |1 − f| is no larger, and (b) and (c) are met.
+        n: how many sets were measured.
+        n_possible: how many such sets there are.
+        as_good: how many did as well: |1 − f| is no larger, and (b) and (c) are met.
         p: (1 + as_good) / (1 + n).
     """
 
@@ -254,8 +254,8 @@ class RandomControls(JsonModel):
     """The two kinds of alternative circuit.
 
     Attributes:
-        size: Sets with as many heads and as many MLPs; None if there is no other such set.
-        layer: Sets with as many of each kind in every layer; None if there is no other such set.
+        size: sets with as many heads and as many MLPs; None if there is no other such set.
+        layer: sets with as many of each kind in every layer; None if there is no other such set.
     """
 
     size: Control | None = None
@@ -266,10 +266,10 @@ class Reference(OmitsEmptyFields):
     """What replaces the value of an ablated node.
 
     Attributes:
-        source: The origin of the values: the pair's corrupted run, or a mean over prompts.
-        alignment: Whether means are by position, by label, or over all positions.
-        size: The number of prompts in the smallest mean.
-        agreement: The difference between f by the one half of the prompts and f by the other; None
+        source: the origin of the values: the pair's corrupted run, or a mean over prompts.
+        alignment: whether means are by position, by label, or over all positions.
+        size: the number of prompts in the smallest mean.
+        agreement: the difference between f by the one half of the prompts and f by the other; None
             if it was not measured.
     """
 
@@ -289,12 +289,12 @@ class AblationEvidence(OmitsEmptyFields):
         metric_empty: m(∅), with everything ablated.
         faithfulness: f(C).
         knockout: f(U∖C).
-        completeness: The gaps of condition (c).
-        minimal_drop: The drop δ that every node must reach by condition (d); None in version 1 of
+        completeness: the gaps of condition (c).
+        minimal_drop: the drop δ that every node must reach by condition (d); None in version 1 of
             the rules, which uses 0.02.
-        minimality: Condition (d), one row for each node that was checked; None if it was not run.
-        random_controls: The alternatives of condition (e); None if it was not run.
-        reference: What replaces the values of ablated nodes.
+        minimality: condition (d), one row for each node that was checked; None if it was not run.
+        random_controls: the alternatives of condition (e); None if it was not run.
+        reference: what replaces the values of ablated nodes.
     """
 
     omitted_when_empty: ClassVar[frozenset[str]] = frozenset({"minimal_drop"})
@@ -325,14 +325,14 @@ class SplitEvaluation(OmitsEmptyFields):
     """What was measured on the pairs of one split.
 
     Attributes:
-        n: The number of pairs.
-        metric_clean: The mean metric of the clean prompts.
-        metric_corrupted: The mean metric of the corrupted prompts.
-        accuracy: The share of clean prompts on which the answer beats the wrong answer; chance is
+        n: the number of pairs.
+        metric_clean: the mean metric of the clean prompts.
+        metric_corrupted: the mean metric of the corrupted prompts.
+        accuracy: the share of clean prompts on which the answer beats the wrong answer; chance is
             0.5.
-        top1: The share of clean prompts on which the answer is the most likely token of all.
-        ablations: The evidence under each ablation.
-        minimality: How condition (d) was checked over both ablations; None if it was not run.
+        top1: the share of clean prompts on which the answer is the most likely token of all.
+        ablations: the evidence under each ablation.
+        minimality: how condition (d) was checked over both ablations; None if it was not run.
     """
 
     omitted_when_empty: ClassVar[frozenset[str]] = frozenset({"minimality"})
@@ -350,9 +350,9 @@ class CurvePoint(JsonModel):
     """Faithfulness of one set: the ranking's first nodes, or the circuit itself.
 
     Attributes:
-        ablation: The ablation.
-        size: The number of heads and MLPs in the set.
-        nodes: The nodes of the set.
+        ablation: the ablation.
+        size: the number of heads and MLPs in the set.
+        nodes: the nodes of the set.
         faithfulness: f of the set.
     """
 
@@ -380,12 +380,12 @@ class Conditions(JsonModel):
     status. In version 1 of the rules these two had an outcome under each ablation as well.
 
     Attributes:
-        a: Sufficient: f(C) is near 1.
-        b: Necessary: f(U∖C) is near 0.
-        c: Complete: nothing that matters is left out.
-        d: Minimal: every node is needed.
-        e: Better than alternatives of the same size.
-        f: Stable if the pairs are drawn again.
+        a: sufficient: f(C) is near 1.
+        b: necessary: f(U∖C) is near 0.
+        c: complete: nothing that matters is left out.
+        d: minimal: every node is needed.
+        e: better than alternatives of the same size.
+        f: stable if the pairs are drawn again.
     """
 
     a: OutcomeByAblation = OutcomeByAblation()
@@ -426,14 +426,14 @@ class Evaluation(JsonModel):
     """The whole `evaluation` block.
 
     Attributes:
-        universe: What could be ablated: "all" heads and MLPs, or "heads", which keeps the MLPs.
-        discovery: What was measured on the pairs that selected the circuit.
-        heldout: What was measured on held-out pairs; None before they were looked at.
-        curve: Faithfulness against size.
-        conditions: The outcomes of (a) to (f).
-        tests: Each further statistical test by name, with its numbers.
-        thresholds: The bounds that were applied.
-        heldout_looks: How many circuits had used these held-out pairs, this one included.
+        universe: what could be ablated: "all" heads and MLPs, or "heads", which keeps the MLPs.
+        discovery: what was measured on the pairs that selected the circuit.
+        heldout: what was measured on held-out pairs; None before they were looked at.
+        curve: faithfulness against size.
+        conditions: the outcomes of (a) to (f).
+        tests: each further statistical test by name, with its numbers.
+        thresholds: the bounds that were applied.
+        heldout_looks: how many circuits had used these held-out pairs, this one included.
     """
 
     universe: Universe = "all"

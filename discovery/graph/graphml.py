@@ -41,7 +41,7 @@ def read_graphml(text: str) -> DiGraph:
     """Return the graph that `write_graphml` was given.
 
     Raises:
-        StoreError: If the text is not GraphML, or was not written by `write_graphml`.
+        StoreError: if the text is not GraphML, or was not written by `write_graphml`.
     """
     try:
         flat = networkx.parse_graphml(text)

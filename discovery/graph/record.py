@@ -29,8 +29,8 @@ class NodeEffect(JsonModel):
     """The effect of patching one node, in each direction.
 
     Attributes:
-        denoising: The effect of its clean value in the corrupted run.
-        noising: The effect of its corrupted value in the clean run.
+        denoising: the effect of its clean value in the corrupted run.
+        noising: the effect of its corrupted value in the clean run.
     """
 
     denoising: Effect | None = None
@@ -44,20 +44,20 @@ class CircuitNode(OmitsEmptyFields):
     and contradict the id, the node is refused.
 
     Attributes:
-        id: The name of the node: embed, a9.h6, m5, f8.1234 or logits.
+        id: the name of the node: embed, a9.h6, m5, f8.1234 or logits.
         kind: embed, attention_head, mlp, feature or logits.
-        layer: The layer of a head, an MLP or a feature.
-        head: The index of a head in its layer.
-        label: The name as people write it, such as L9H6.
-        effect: The effect of patching it.
-        sign: The direction in which it moves the metric: 1 up, −1 down, 0 neither.
-        positions: The token positions or labels at which it acts. This describes the node; it does
+        layer: the layer of a head, an MLP or a feature.
+        head: the index of a head in its layer.
+        label: the name as people write it, such as L9H6.
+        effect: the effect of patching it.
+        sign: the direction in which it moves the metric: 1 up, −1 down, 0 neither.
+        positions: the token positions or labels at which it acts. This describes the node; it does
             not narrow any ablation.
-        role: A label for how it acts.
-        inclusion: The share of the resamples of condition (f) whose circuit has it; None if (f) was
+        role: a label for how it acts.
+        inclusion: the share of the resamples of condition (f) whose circuit has it; None if (f) was
             not measured.
-        feature: What is known of a feature; None for other nodes.
-        evidence: The ids of the results that the numbers come from.
+        feature: what is known of a feature; None for other nodes.
+        evidence: the ids of the results that the numbers come from.
     """
 
     omitted_when_empty: ClassVar[frozenset[str]] = frozenset({"feature"})
@@ -107,14 +107,14 @@ class CircuitEdge(OmitsEmptyFields):
     """All that one node sends to a later node; there is at most one edge per ordered pair.
 
     Attributes:
-        source: The id of the earlier node.
-        target: The id of the later node.
-        effect: The effect through all inputs of the target together.
-        inputs: The effect through each input of the target that was measured: q, k, v, mlp, feature
+        source: the id of the earlier node.
+        target: the id of the later node.
+        effect: the effect through all inputs of the target together.
+        inputs: the effect through each input of the target that was measured: q, k, v, mlp, feature
             or logits.
-        activation: For an edge into a feature, how far the edge moves the feature from its
+        activation: for an edge into a feature, how far the edge moves the feature from its
             activation in the clean run to that in the corrupted run, as a share of the difference.
-        evidence: The ids of the results that the numbers come from.
+        evidence: the ids of the results that the numbers come from.
     """
 
     omitted_when_empty: ClassVar[frozenset[str]] = frozenset({"activation"})
@@ -131,16 +131,16 @@ class ModelFacts(OmitsEmptyFields):
     """The model that was studied.
 
     Attributes:
-        name: The model as it was asked for.
-        fingerprint: The sha256 of the weights; of a GGUF model, of its file.
-        quantisation: How the weights of a GGUF file are quantised, as Q4_1; left out for other
+        name: the model as it was asked for.
+        fingerprint: the sha256 of the weights; of a GGUF model, of its file.
+        quantisation: how the weights of a GGUF file are quantised, as Q4_1; left out for other
             formats.
         backend: "transformerlens" or "nnsight".
-        dtype: The dtype of its computations.
-        weight_processing: How the weights were processed before, if they were.
-        n_layers: The number of layers.
-        n_heads: The number of attention heads in each layer.
-        n_kv_heads: Key-value heads in each layer if several heads share one; left out if each head
+        dtype: the dtype of its computations.
+        weight_processing: how the weights were processed before, if they were.
+        n_layers: the number of layers.
+        n_heads: the number of attention heads in each layer.
+        n_kv_heads: key-value heads in each layer if several heads share one; left out if each head
             has its own. An edge into k or v of a head changes what this head reads, and nothing for
             the others of its group.
     """
@@ -169,12 +169,12 @@ class TaskFacts(JsonModel):
     """The behaviour that was studied.
 
     Attributes:
-        name: The built-in name, or the name of the task file.
-        metric: The number that is measured on each prompt.
-        fingerprint: The sha256 of the pairs.
-        n_discovery: The number of pairs that selected the circuit.
-        n_heldout: The number of pairs that it was evaluated on.
-        split: How the pairs were divided: by whole templates, or stratified by template.
+        name: the built-in name, or the name of the task file.
+        metric: the number that is measured on each prompt.
+        fingerprint: the sha256 of the pairs.
+        n_discovery: the number of pairs that selected the circuit.
+        n_heldout: the number of pairs that it was evaluated on.
+        split: how the pairs were divided: by whole templates, or stratified by template.
     """
 
     name: str | None = None
@@ -189,10 +189,10 @@ class Cost(JsonModel):
     """What a run took.
 
     Attributes:
-        forward_equivalents: The work of matrix products in whole forward passes, summed over
+        forward_equivalents: the work of matrix products in whole forward passes, summed over
             prompts.
-        seconds: The wall-clock time.
-        peak_memory_bytes: The most memory that the process held.
+        seconds: the wall-clock time.
+        peak_memory_bytes: the most memory that the process held.
     """
 
     forward_equivalents: Number = None
@@ -204,11 +204,11 @@ class Provenance(JsonModel):
     """How a run can be repeated.
 
     Attributes:
-        seed: The seed of every random choice.
-        versions: The version of each library.
-        device: The device that it ran on.
-        command: The command line; None if it was started from Python.
-        created: When it began, in UTC, ISO 8601.
+        seed: the seed of every random choice.
+        versions: the version of each library.
+        device: the device that it ran on.
+        command: the command line; None if it was started from Python.
+        created: when it began, in UTC, ISO 8601.
     """
 
     seed: int | None = None
@@ -224,19 +224,19 @@ class FeatureFacts(JsonModel):
     Effects are shares of m(clean) − m(corrupted), as for every node.
 
     Attributes:
-        index: The number of the feature in its SAE.
-        site: The site that it writes to, as in `dictionaries`.
-        activation: Its largest activation among the positions, as a mean over pairs, in its own
+        index: the number of the feature in its SAE.
+        site: the site that it writes to, as in `dictionaries`.
+        activation: its largest activation among the positions, as a mean over pairs, in its own
             units.
-        attribution: The first-order estimate of its effect, on the pairs that it was found on.
-        removal: The effect of setting it to 0. (The effect of the node sets it to its corrupted
+        attribution: the first-order estimate of its effect, on the pairs that it was found on.
+        removal: the effect of setting it to 0. (The effect of the node sets it to its corrupted
             value.)
-        control_p: The share of equally large changes along other features' directions that have as
+        control_p: the share of equally large changes along other features' directions that have as
             much effect.
-        fires_on: The tokens that it fires on.
-        promotes: The tokens whose logits it raises most, directly.
-        suppresses: The tokens whose logits it lowers most, directly.
-        link: Its page on Neuronpedia.
+        fires_on: the tokens that it fires on.
+        promotes: the tokens whose logits it raises most, directly.
+        suppresses: the tokens whose logits it lowers most, directly.
+        link: its page on Neuronpedia.
     """
 
     index: int
@@ -257,24 +257,24 @@ class SAEFacts(JsonModel):
     The features enter no condition and no verdict.
 
     Attributes:
-        sae: The SAE as it was asked for.
-        fingerprint: The sha256 of its weights.
-        layer: The layer of the site that it writes to.
-        site: The site that it writes to.
-        reads: The site that it encodes, as kind and layer. It differs from the site that it writes
+        sae: the SAE as it was asked for.
+        fingerprint: the sha256 of its weights.
+        layer: the layer of the site that it writes to.
+        site: the site that it writes to.
+        reads: the site that it encodes, as kind and layer. It differs from the site that it writes
             to only for transcoders.
-        d_sae: The number of its features.
-        positions: The positions that were looked at; None means all.
-        variance_explained: Variance explained on the pairs that the features were verified on.
-        l0: The number of features that are not 0 at a position.
-        share: The share of the metric that is left with its reconstruction.
-        found_on: The number of pairs that the features were found on.
-        verified_on: The number of pairs that the features were verified on.
-        candidates: The features with the largest attribution, the largest first. Those that pass
+        d_sae: the number of its features.
+        positions: the positions that were looked at; None means all.
+        variance_explained: variance explained on the pairs that the features were verified on.
+        l0: the number of features that are not 0 at a position.
+        share: the share of the metric that is left with its reconstruction.
+        found_on: the number of pairs that the features were found on.
+        verified_on: the number of pairs that the features were verified on.
+        candidates: the features with the largest attribution, the largest first. Those that pass
             are nodes.
-        warnings: Warnings; a poor reconstruction comes first.
-        note: What the features mean for the verdict.
-        evidence: The ids of the results that the numbers come from.
+        warnings: warnings; a poor reconstruction comes first.
+        note: what the features mean for the verdict.
+        evidence: the ids of the results that the numbers come from.
     """
 
     sae: str

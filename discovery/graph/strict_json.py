@@ -28,7 +28,7 @@ def to_plain_json(value: object) -> Any:
     Tuples become lists, numpy scalars become numbers, and a number that is not finite becomes None.
 
     Raises:
-        TypeError: If JSON cannot hold it, such as an array or a key that is not text.
+        TypeError: if JSON cannot hold it, such as an array or a key that is not text.
     """
     if value is None or isinstance(value, bool):
         return value
@@ -59,7 +59,7 @@ def dumps(value: object, *, indent: int | None = None, sort_keys: bool = False) 
     """Return a value as strict JSON text in ASCII. Pydantic models are written by their aliases.
 
     Raises:
-        TypeError: If JSON cannot hold it.
+        TypeError: if JSON cannot hold it.
     """
     return json.dumps(to_plain_json(value), indent=indent, sort_keys=sort_keys, allow_nan=False)
 
@@ -68,11 +68,11 @@ def loads(text: str | bytes, source: str) -> Any:
     """Return the value of strict JSON text.
 
     Args:
-        text: The text; bytes are read as UTF-8.
-        source: The name of the file, for error messages.
+        text: the text; bytes are read as UTF-8.
+        source: the name of the file, for error messages.
 
     Raises:
-        StoreError: If it is not JSON in UTF-8, or contains NaN or Infinity.
+        StoreError: if it is not JSON in UTF-8, or contains NaN or Infinity.
     """
     try:
         decoded = text.decode("utf-8") if isinstance(text, bytes) else text

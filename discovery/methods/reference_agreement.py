@@ -23,9 +23,9 @@ class ReferenceAgreement:
 
     Attributes:
         halves: f with the means of each half; None if ablating everything changes nothing.
-        per_group: How many prompts of each template and token count are used.
-        size: The smallest number of prompts in any mean, both halves together.
-        n_pairs: The number of pairs on which f was measured.
+        per_group: how many prompts of each template and token count are used.
+        size: the smallest number of prompts in any mean, both halves together.
+        n_pairs: the number of pairs on which f was measured.
     """
 
     halves: tuple[float | None, float | None]
@@ -52,13 +52,13 @@ def reference_agreement(
     It takes two sets for each half (m(∅) and m(S)) and no further reference passes.
 
     Args:
-        engine: The model and the pairs.
-        node_set: The nodes that are kept.
-        universe: What can be ablated.
-        pairs: Measure the first so many pairs; None means all of them.
+        engine: the model and the pairs.
+        node_set: the nodes that are kept.
+        universe: what can be ablated.
+        pairs: measure the first so many pairs; None means all of them.
 
     Raises:
-        BudgetError: If the engine's meter has a budget that does not suffice.
+        BudgetError: if the engine's meter has a budget that does not suffice.
     """
     values = [_measure_half(engine, node_set, universe, pairs, half) for half in HALVES]
     return ReferenceAgreement(

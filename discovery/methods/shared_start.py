@@ -25,11 +25,11 @@ class SharedRun:
     """One ablated set whose residual stream other sets start from.
 
     Attributes:
-        ablated: The nodes that are ablated in it.
-        block: The pairs.
-        rows: Its rows, one for each of some consecutive pairs.
-        first_pair: The first of these pairs.
-        layers: The layers at whose input its stream is needed.
+        ablated: the nodes that are ablated in it.
+        block: the pairs.
+        rows: its rows, one for each of some consecutive pairs.
+        first_pair: the first of these pairs.
+        layers: the layers at whose input its stream is needed.
     """
 
     ablated: frozenset[Node]
@@ -64,8 +64,8 @@ def choose_shared_set(
     It is what more than half of the large sets ablate. Small ones start late by themselves.
 
     Args:
-        ablated_sets: What each set ablates.
-        n_layers: The number of layers of the model.
+        ablated_sets: what each set ablates.
+        n_layers: the number of layers of the model.
     """
     largest = max(map(len, ablated_sets), default=0)
     large_sets = [nodes for nodes in ablated_sets if 2 * len(nodes) >= largest]

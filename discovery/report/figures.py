@@ -38,9 +38,9 @@ def draw_layer_position_heatmap(
     """Draw effects by layer and token position.
 
     Args:
-        values: The effects. NaN marks a cell that does not exist or was not measured.
-        positions: The label of each position, e.g. its token.
-        title: The title above the grid.
+        values: the effects. NaN marks a cell that does not exist or was not measured.
+        positions: the label of each position, e.g. its token.
+        title: the title above the grid.
     """
     layers = [str(layer) for layer in range(values.shape[0])]
     return draw_heatmap(
@@ -52,8 +52,8 @@ def draw_layer_head_heatmap(values: Float[np.ndarray, "layer head"], *, title: s
     """Draw effects by layer and attention head.
 
     Args:
-        values: The effects. NaN marks a head that does not exist or was not measured.
-        title: The title above the grid.
+        values: the effects. NaN marks a head that does not exist or was not measured.
+        title: the title above the grid.
     """
     layers, heads = ([str(index) for index in range(count)] for count in values.shape)
     return draw_heatmap(values, layers, heads, title=title, row_axis="layer", column_axis="head")
@@ -72,16 +72,16 @@ def draw_heatmap(
     """Draw a grid of numbers on a diverging scale that is centred at 0.
 
     Args:
-        values: The numbers. NaN is drawn grey.
-        rows: The label of each row, the first row on top.
-        columns: The label of each column.
-        title: The title above the grid.
-        row_axis: What the rows are, e.g. "layer".
-        column_axis: What the columns are, e.g. "position".
-        scale: What the numbers are.
+        values: the numbers. NaN is drawn grey.
+        rows: the label of each row, the first row on top.
+        columns: the label of each column.
+        title: the title above the grid.
+        row_axis: what the rows are, e.g. "layer".
+        column_axis: what the columns are, e.g. "position".
+        scale: what the numbers are.
 
     Raises:
-        ValueError: If the labels do not match the values, or if there are no values.
+        ValueError: if the labels do not match the values, or if there are no values.
     """
     if (len(rows), len(columns)) != values.shape:
         raise ValueError(
@@ -120,9 +120,9 @@ def draw_faithfulness_curve(
     """Draw f of the best circuit of each size, with a line for each ablation.
 
     Args:
-        curve: The points. A point without a known faithfulness is left out.
-        title: The title above the figure.
-        band: The bounds of condition (a).
+        curve: the points. A point without a known faithfulness is left out.
+        title: the title above the figure.
+        band: the bounds of condition (a).
     """
     figure = new_figure(6.4, 3.8)
     axes = figure.add_subplot()

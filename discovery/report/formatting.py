@@ -23,10 +23,10 @@ class Meaning(NamedTuple):
     """How a verdict or an outcome is shown.
 
     Attributes:
-        mark: A symbol, so that the colour is not the only sign.
-        tone: The CSS class of the colour: good, bad or unsure.
-        word: The name.
-        sense: What it means, in a sentence.
+        mark: a symbol, so that the colour is not the only sign.
+        tone: the CSS class of the colour: good, bad or unsure.
+        word: the name.
+        sense: what it means, in a sentence.
     """
 
     mark: str

@@ -68,9 +68,9 @@ def render_page(
     """Return the page of a run.
 
     Args:
-        circuit: The record.
-        figures: The figures as PNG, by name, as in the folder figures/ of the run.
-        events: The journal, as in events.jsonl.
+        circuit: the record.
+        figures: the figures as PNG, by name, as in the folder figures/ of the run.
+        events: the journal, as in events.jsonl.
     """
     heading = format_title(circuit)
     sections = [

@@ -46,9 +46,9 @@ def draw_lens(readings: Sequence[DrawnReading], metric: str, *, title: str) -> b
     """Draw the metric and the answer's probability by layer, with bands for their intervals.
 
     Args:
-        readings: The readings of one position, one for each layer. The last is the model's output.
-        metric: The name of the metric.
-        title: The title above the picture.
+        readings: the readings of one position, one for each layer. The last is the model's output.
+        metric: the name of the metric.
+        title: the title above the picture.
     """
     figure = new_figure(7.2, 4.8)
     upper, lower = figure.subplots(2, 1, sharex=True)
@@ -81,13 +81,13 @@ def draw_bars(
     """Draw a bar for each named quantity, with a line for its interval; the first is on top.
 
     Args:
-        names: The name of each quantity.
-        intervals: Its mean and its interval.
-        title: The title above the picture.
-        scale: What the numbers are.
+        names: the name of each quantity.
+        intervals: its mean and its interval.
+        title: the title above the picture.
+        scale: what the numbers are.
 
     Raises:
-        ValueError: If there is nothing to draw.
+        ValueError: if there is nothing to draw.
     """
     if not names:
         raise ValueError("a picture without bars cannot be drawn")

@@ -28,14 +28,14 @@ def write_arrays(
     """Write arrays to a file in one step.
 
     Args:
-        path: The file, which ends in .safetensors.
-        arrays: The arrays by name.
-        dtype: The dtype in which floating-point arrays are stored.
-        metadata: What the arrays mean, such as axes and labels.
+        path: the file, which ends in .safetensors.
+        arrays: the arrays by name.
+        dtype: the dtype in which floating-point arrays are stored.
+        metadata: what the arrays mean, such as axes and labels.
 
     Raises:
-        StoreError: If the file cannot be written.
-        TypeError: If a value is not a numpy array of numbers.
+        StoreError: if the file cannot be written.
+        TypeError: if a value is not a numpy array of numbers.
     """
     stored = {name: _to_stored_array(name, array, dtype) for name, array in arrays.items()}
     write_bytes(path, save(stored, metadata=dict(metadata)))
@@ -45,7 +45,7 @@ def read_arrays(path: Path) -> dict[str, Array]:
     """Return every array in a file, by name.
 
     Raises:
-        StoreError: If the file is missing or damaged.
+        StoreError: if the file is missing or damaged.
     """
     with explain_disk_errors(path):
         try:
@@ -59,7 +59,7 @@ def read_metadata(path: Path) -> dict[str, str]:
     """Return the metadata that `write_arrays` was given.
 
     Raises:
-        StoreError: If the file is missing or damaged.
+        StoreError: if the file is missing or damaged.
     """
     with explain_disk_errors(path):
         try:

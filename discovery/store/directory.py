@@ -41,14 +41,14 @@ class RunSummary:
     """One line of `circuit-scout runs list`.
 
     Attributes:
-        id: The id of the run.
-        status: The status as in `Run.status`, or "damaged".
-        verdict: The verdict of a completed discovery.
-        task: The name of the behaviour.
-        model: The model as it was asked for.
-        created: When the run began, in UTC.
-        problem: What is damaged, or why the run failed.
-        kind: Whether the run discovers a circuit or trains an SAE.
+        id: the id of the run.
+        status: the status as in `Run.status`, or "damaged".
+        verdict: the verdict of a completed discovery.
+        task: the name of the behaviour.
+        model: the model as it was asked for.
+        created: when the run began, in UTC.
+        problem: what is damaged, or why the run failed.
+        kind: whether the run discovers a circuit or trains an SAE.
     """
 
     id: str
@@ -94,16 +94,16 @@ def create_run(
     then on.
 
     Args:
-        runs_dir: The runs directory; None means the default one.
-        task: The name of the behaviour; of a path, the last part is used.
-        model: Where the weights come from.
-        configuration: Everything that was asked for, as JSON.
-        provenance: How the run can be repeated.
-        pairs: The lines of task.jsonl.
-        kind: What the run does.
+        runs_dir: the runs directory; None means the default one.
+        task: the name of the behaviour; of a path, the last part is used.
+        model: where the weights come from.
+        configuration: everything that was asked for, as JSON.
+        provenance: how the run can be repeated.
+        pairs: the lines of task.jsonl.
+        kind: what the run does.
 
     Raises:
-        StoreError: If the folder cannot be written.
+        StoreError: if the folder cannot be written.
     """
     root = resolve_runs_dir(runs_dir)
     lines = list(pairs)
@@ -139,12 +139,12 @@ def open_run(runs_dir: Path | str | None, run_id: str, *, write: bool = False) -
     """Open a run that exists.
 
     Args:
-        runs_dir: The runs directory; None means the default one.
-        run_id: The id of the run, which is the name of its folder.
-        write: Whether to take the lock, and to cut off what a kill left of a last event.
+        runs_dir: the runs directory; None means the default one.
+        run_id: the id of the run, which is the name of its folder.
+        write: whether to take the lock, and to cut off what a kill left of a last event.
 
     Raises:
-        StoreError: If there is no such run (the message names similar ids), if it is damaged, or if
+        StoreError: if there is no such run (the message names similar ids), if it is damaged, or if
             another process writes to it.
     """
     root = resolve_runs_dir(runs_dir)
@@ -212,7 +212,7 @@ def resolve_runs_dir(runs_dir: Path | str | None) -> Path:
     """Return the runs directory that was asked for; None means the default one.
 
     Raises:
-        StoreError: If the path begins with the home directory of a user that does not exist.
+        StoreError: if the path begins with the home directory of a user that does not exist.
     """
     try:
         return default_runs_dir() if runs_dir is None else Path(runs_dir).expanduser()

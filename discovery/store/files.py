@@ -68,7 +68,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Replace the content of a file, durably and in one step. A missing folder is created.
 
     Raises:
-        StoreError: If the file cannot be written.
+        StoreError: if the file cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     with explain_disk_errors(path):
@@ -90,7 +90,7 @@ def write_json(path: Path, value: object) -> None:
     """Replace the content of a file by a value as strict JSON, in one step.
 
     Raises:
-        StoreError: If the file cannot be written.
+        StoreError: if the file cannot be written.
     """
     write_bytes(path, (dumps(value, indent=2) + "\n").encode("ascii"))
 
@@ -99,7 +99,7 @@ def read_bytes(path: Path) -> bytes:
     """Return the content of a file.
 
     Raises:
-        StoreError: If the file is missing or cannot be read.
+        StoreError: if the file is missing or cannot be read.
     """
     with explain_disk_errors(path):
         return path.read_bytes()
@@ -109,7 +109,7 @@ def read_json(path: Path) -> Any:
     """Return the value of a file of strict JSON.
 
     Raises:
-        StoreError: If the file is missing or is not strict JSON.
+        StoreError: if the file is missing or is not strict JSON.
     """
     return loads(read_bytes(path), str(path))
 
@@ -136,11 +136,11 @@ def check_name(name: str, what: str) -> str:
     """Return a name if it is a plain file name.
 
     Args:
-        name: The name.
-        what: What it should name, for the message.
+        name: the name.
+        what: what it should name, for the message.
 
     Raises:
-        StoreError: If it is a path, a hidden file, empty or too long.
+        StoreError: if it is a path, a hidden file, empty or too long.
     """
     if not _FILE_NAME.fullmatch(name):
         raise StoreError(
@@ -154,7 +154,7 @@ def resolve_inside(folder: Path, *parts: str) -> Path:
     """Return a path inside a folder.
 
     Raises:
-        StoreError: If a symbolic link leads out of the folder.
+        StoreError: if a symbolic link leads out of the folder.
     """
     path = folder.joinpath(*parts)
     if not path.resolve().is_relative_to(folder.resolve()):

@@ -28,15 +28,15 @@ def record_heldout_look(
     resumed therefore does not count again.
 
     Args:
-        runs_dir: The runs directory; None means the default one.
-        pairs_fingerprint: A key of the held-out pairs.
-        circuit_key: A key of the circuit, the same for the same nodes.
+        runs_dir: the runs directory; None means the default one.
+        pairs_fingerprint: a key of the held-out pairs.
+        circuit_key: a key of the circuit, the same for the same nodes.
 
     Returns:
         How many different circuits had used these pairs when this one first did, itself included.
 
     Raises:
-        StoreError: If `heldout.json` is damaged or cannot be written.
+        StoreError: if `heldout.json` is damaged or cannot be written.
     """
     root = resolve_runs_dir(runs_dir)
     path = root / "heldout.json"

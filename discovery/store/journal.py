@@ -38,7 +38,7 @@ def read_events(path: Path) -> list[Event]:
     """Return every complete event of a journal; none if there is no such file.
 
     Raises:
-        StoreError: If a line before the last is damaged; the message names it.
+        StoreError: if a line before the last is damaged; the message names it.
     """
     return _read_journal(path)[0]
 
@@ -47,7 +47,7 @@ class Journal:
     """A journal that is open for writing. The run's lock makes sure that there is only one writer.
 
     Raises:
-        StoreError: If a line before the last is damaged.
+        StoreError: if a line before the last is damaged.
     """
 
     def __init__(self, path: Path) -> None:
@@ -63,13 +63,13 @@ class Journal:
         """Write one event, durably.
 
         Args:
-            event: The event as JSON; `index` and `time` are added here.
+            event: the event as JSON; `index` and `time` are added here.
 
         Returns:
             The index of the event.
 
         Raises:
-            StoreError: If the event cannot be written, or if another process has written to the
+            StoreError: if the event cannot be written, or if another process has written to the
                 journal. The journal is then as it was before.
         """
         if "index" in event or "time" in event:

@@ -26,7 +26,7 @@ class RunLock:
     """The exclusive right to write to a folder, from construction until `release`.
 
     Raises:
-        StoreError: If another process, or this one, already has it; the message names the process.
+        StoreError: if another process, or this one, already has it; the message names the process.
     """
 
     def __init__(self, folder: Path) -> None:

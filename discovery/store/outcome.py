@@ -25,14 +25,14 @@ def record_outcome(
     which run to resume.
 
     Args:
-        run: The run, open for writing.
-        cost: Returns the cost so far, which is recorded if the run is interrupted.
-        out_of_memory: Whether an exception says that memory ran out.
-        remedy: What to start again with if memory ran out, such as "fewer pairs".
+        run: the run, open for writing.
+        cost: returns the cost so far, which is recorded if the run is interrupted.
+        out_of_memory: whether an exception says that memory ran out.
+        remedy: what to start again with if memory ran out, such as "fewer pairs".
 
     Raises:
-        Interrupted: If the run was stopped.
-        MemoryLimitError: If memory ran out.
+        Interrupted: if the run was stopped.
+        MemoryLimitError: if memory ran out.
     """
     try:
         yield

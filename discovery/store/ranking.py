@@ -21,9 +21,9 @@ class RankedNode:
     """One node of a ranking.
 
     Attributes:
-        node: The head or MLP.
-        denoising: Its effect alone, by denoising; None if it is not known.
-        noising: Its effect alone, by noising; None if it is not known.
+        node: the head or MLP.
+        denoising: its effect alone, by denoising; None if it is not known.
+        noising: its effect alone, by noising; None if it is not known.
     """
 
     node: Node

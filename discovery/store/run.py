@@ -45,15 +45,15 @@ class Run:
     """An open run folder. As a context manager it releases the lock at its end.
 
     Args:
-        path: The folder.
-        write: Whether to open it for writing, which takes the lock.
+        path: the folder.
+        write: whether to open it for writing, which takes the lock.
 
     Attributes:
-        path: The folder.
-        id: The id of the run, which is the name of the folder.
+        path: the folder.
+        id: the id of the run, which is the name of the folder.
 
     Raises:
-        StoreError: If another process has it open for writing, or if its journal is damaged.
+        StoreError: if another process has it open for writing, or if its journal is damaged.
     """
 
     def __init__(self, path: Path, *, write: bool = False) -> None:
@@ -104,7 +104,7 @@ class Run:
         """The present content of run.json.
 
         Raises:
-            StoreError: If it is missing or damaged.
+            StoreError: if it is missing or damaged.
         """
         path = self.path / "run.json"
         try:
@@ -153,7 +153,7 @@ class Run:
         """Return the lines of task.jsonl.
 
         Raises:
-            StoreError: If the file is missing or cut off.
+            StoreError: if the file is missing or cut off.
         """
         path = self.path / "task.jsonl"
         *lines, rest = read_bytes(path).split(b"\n")
@@ -178,7 +178,7 @@ class Run:
         """Return the record.
 
         Raises:
-            StoreError: If the run has no record yet, if it trains an SAE, or if the record is
+            StoreError: if the run has no record yet, if it trains an SAE, or if the record is
                 damaged.
         """
         path = self.path / "circuit.json"
@@ -205,10 +205,10 @@ class Run:
         """Write the arrays of one result to arrays/<result_id>.safetensors, and return its path.
 
         Args:
-            result_id: The id of the result.
-            arrays: Numpy arrays by name.
-            dtype: The dtype in which floating-point arrays are stored.
-            metadata: What the arrays mean, such as axes and labels.
+            result_id: the id of the result.
+            arrays: numpy arrays by name.
+            dtype: the dtype in which floating-point arrays are stored.
+            metadata: what the arrays mean, such as axes and labels.
         """
         self._check_writable()
         path = self._file("arrays", result_id, ".safetensors")

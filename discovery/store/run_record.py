@@ -23,11 +23,11 @@ class ModelSource(OmitsEmptyFields):
     """Where the model's weights came from.
 
     Attributes:
-        name: The model as it was asked for.
+        name: the model as it was asked for.
         source: "bundled", a hub name, a local directory, or a GGUF file.
-        revision: The revision of a hub repository.
-        fingerprint: The sha256 of the weights; of a GGUF model, of its file.
-        quantisation: How the weights of a GGUF file are quantised; left out for other formats.
+        revision: the revision of a hub repository.
+        fingerprint: the sha256 of the weights; of a GGUF model, of its file.
+        quantisation: how the weights of a GGUF file are quantised; left out for other formats.
     """
 
     omitted_when_empty: ClassVar[frozenset[str]] = frozenset({"quantisation"})
@@ -43,18 +43,18 @@ class RunRecord(JsonModel):
     """The content of run.json.
 
     Attributes:
-        run_id: The id of the run, which is the name of its folder.
+        run_id: the id of the run, which is the name of its folder.
         status: running, interrupted (resumable), completed (whatever the verdict), or failed.
-        kind: Whether the run discovers a circuit or trains an SAE.
-        task: The name of the behaviour.
-        configuration: Everything that was asked for.
-        model: Where the weights came from.
-        provenance: How the run can be repeated.
-        cost: The cost so far.
-        created: When the run began, in UTC.
-        updated: When this file was last written, in UTC.
-        problem: Why the run failed or was interrupted.
-        scores: The scores of the SAE that was trained.
+        kind: whether the run discovers a circuit or trains an SAE.
+        task: the name of the behaviour.
+        configuration: everything that was asked for.
+        model: where the weights came from.
+        provenance: how the run can be repeated.
+        cost: the cost so far.
+        created: when the run began, in UTC.
+        updated: when this file was last written, in UTC.
+        problem: why the run failed or was interrupted.
+        scores: the scores of the SAE that was trained.
     """
 
     schema_: Literal["circuit-scout/run/1"] = Field(default="circuit-scout/run/1", alias="schema")
@@ -89,11 +89,11 @@ def collect_provenance(
     """Return how a run can be repeated: seed, versions, device and command.
 
     Args:
-        seed: The seed of every random choice.
-        device: The device that the run computes on.
-        command: The command line; None if the run was started from Python.
-        created: When the run began.
-        more: Further libraries whose versions are recorded.
+        seed: the seed of every random choice.
+        device: the device that the run computes on.
+        command: the command line; None if the run was started from Python.
+        created: when the run began.
+        more: further libraries whose versions are recorded.
     """
     versions = {"python": platform.python_version()}
     for library in (*RECORDED_LIBRARIES, *more):

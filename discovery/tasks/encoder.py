@@ -35,11 +35,11 @@ class PairEncoder:
     """Encodes prompt pairs as token ids for one model.
 
     Attributes:
-        tokenizer: The model's tokenizer, or None if the model has none. Prompts must then be token
+        tokenizer: the model's tokenizer, or None if the model has none. Prompts must then be token
             ids.
-        d_vocab: The number of token ids that a prompt may hold.
-        n_logits: The number of token ids that may be answers.
-        n_ctx: The number of tokens of the longest prompt that the model takes.
+        d_vocab: the number of token ids that a prompt may hold.
+        n_logits: the number of token ids that may be answers.
+        n_ctx: the number of tokens of the longest prompt that the model takes.
     """
 
     tokenizer: Tokenizer | None
@@ -53,13 +53,13 @@ class PairEncoder:
         """Encode and check pairs.
 
         Args:
-            prompt_pairs: The pairs by location, which is how an error names them, e.g. "line 3".
+            prompt_pairs: the pairs by location, which is how an error names them, e.g. "line 3".
 
         Returns:
             The encoded pairs, and the warnings.
 
         Raises:
-            TaskError: If a pair breaks a rule. The message describes the first such pair and counts
+            TaskError: if a pair breaks a rule. The message describes the first such pair and counts
                 the others.
         """
         encoded: dict[str, EncodedPair] = {}
@@ -79,11 +79,11 @@ class PairEncoder:
         """Encode and check the prompts that only serve the means of mean ablation.
 
         Args:
-            lines: The prompts by location, which is how an error names them, e.g. "line 3".
-            pairs: The pairs of the same task. Their corrupted prompts enter the means already.
+            lines: the prompts by location, which is how an error names them, e.g. "line 3".
+            pairs: the pairs of the same task. Their corrupted prompts enter the means already.
 
         Raises:
-            TaskError: If a prompt breaks a rule or repeats another one.
+            TaskError: if a prompt breaks a rule or repeats another one.
         """
         encoded: dict[str, ReferencePrompt] = {}
         faults: list[TaskError] = []

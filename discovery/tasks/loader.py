@@ -54,15 +54,15 @@ def load_task(
     """Load a behaviour for one model.
 
     Args:
-        source: A built-in name (ioi, induction, greater_than, agreement), the path of a task file,
+        source: a built-in name (ioi, induction, greater_than, agreement), the path of a task file,
             or a list of pairs.
-        model: The model whose tokenizer encodes the prompts.
-        pairs: The number of pairs. A built-in task generates this many; from a file or a list, this
+        model: the model whose tokenizer encodes the prompts.
+        pairs: the number of pairs. A built-in task generates this many; from a file or a list, this
             many are sampled by `seed`. If None, all pairs are used, or the built-in default.
-        seed: The seed that draws the pairs and the split.
+        seed: the seed that draws the pairs and the split.
 
     Raises:
-        TaskError: If the source does not exist or a pair is not valid. The message names the line
+        TaskError: if the source does not exist or a pair is not valid. The message names the line
             or the pair, what is wrong, and a fix.
     """
     if pairs is not None and pairs < 1:
@@ -106,10 +106,10 @@ def with_reference(
     """Return the task with the source of its reference prompts.
 
     Args:
-        task: The task.
-        builtin: The name of the built-in task that draws fresh prompts; None for a user's task.
-        tokenizer: The model's tokenizer, with which they are drawn.
-        prompts: For a user's task, its reference lines; for a built-in one, the prompts that an
+        task: the task.
+        builtin: the name of the built-in task that draws fresh prompts; None for a user's task.
+        tokenizer: the model's tokenizer, with which they are drawn.
+        prompts: for a user's task, its reference lines; for a built-in one, the prompts that an
             earlier process drew.
     """
     if builtin is None or tokenizer is None:
@@ -127,7 +127,7 @@ def require_source(source: str | Path) -> None:
     """Check that a task exists, without reading it. `load_task` checks its contents.
 
     Raises:
-        TaskError: If `source` is neither the name of a built-in task nor an existing file.
+        TaskError: if `source` is neither the name of a built-in task nor an existing file.
     """
     if not is_builtin(source) and not Path(source).is_file():
         raise TaskError(

@@ -49,15 +49,15 @@ class PromptPair:
     """One prompt pair, as one line of a task file gives it.
 
     Attributes:
-        clean: The prompt that shows the behaviour: text, or token ids that are used exactly as
+        clean: the prompt that shows the behaviour: text, or token ids that are used exactly as
             given.
-        corrupted: The prompt that does not show it. It has as many tokens as `clean`.
-        answer: What should follow `clean`: a text that adds exactly one token, a token id, or a set
+        corrupted: the prompt that does not show it. It has as many tokens as `clean`.
+        answer: what should follow `clean`: a text that adds exactly one token, a token id, or a set
             of these.
-        wrong: What should not follow `clean`, in the same forms.
-        template: The name of the wording that the pair comes from. The split can hold out whole
+        wrong: what should not follow `clean`, in the same forms.
+        template: the name of the wording that the pair comes from. The split can hold out whole
             templates.
-        labels: Token positions by name. Negative positions count from the end.
+        labels: token positions by name. Negative positions count from the end.
     """
 
     clean: Prompt
@@ -73,9 +73,9 @@ class ReferenceLine:
     """A line of a task file whose corrupted prompt only serves the means of mean ablation.
 
     Attributes:
-        corrupted: The prompt.
-        template: The name of the wording that it comes from.
-        labels: Token positions by name. Negative positions count from the end.
+        corrupted: the prompt.
+        template: the name of the wording that it comes from.
+        labels: token positions by name. Negative positions count from the end.
     """
 
     corrupted: Prompt
@@ -92,13 +92,13 @@ class MarkedPair:
     """A generated pair whose labels are still character positions, so that it suits any tokenizer.
 
     Attributes:
-        clean: The prompt that shows the behaviour.
-        corrupted: The prompt that does not show it.
-        answer: The text, or the set of texts, that should follow `clean`.
-        wrong: The text, or the set of texts, that should not.
-        template: The name of the template that the pair was made from.
-        marks: For each label, the index in `clean` just after the last character of its word.
-        role: Which way round `corrupted` has the roles that the corruption exchanges; one of the
+        clean: the prompt that shows the behaviour.
+        corrupted: the prompt that does not show it.
+        answer: the text, or the set of texts, that should follow `clean`.
+        wrong: the text, or the set of texts, that should not.
+        template: the name of the template that the pair was made from.
+        marks: for each label, the index in `clean` just after the last character of its word.
+        role: which way round `corrupted` has the roles that the corruption exchanges; one of the
             task's `roles`.
     """
 

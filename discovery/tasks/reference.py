@@ -33,10 +33,10 @@ class ReferencePrompt:
     """One corrupted prompt that enters the means of mean ablation.
 
     Attributes:
-        tokens: The token ids.
-        template: The name of its template; "" if the task names none.
-        labels: The position of each label, counted from 0.
-        role: Which way round the prompt has the roles that the corruption exchanges; "" if the
+        tokens: the token ids.
+        template: the name of its template; "" if the task names none.
+        labels: the position of each label, counted from 0.
+        role: which way round the prompt has the roles that the corruption exchanges; "" if the
             task does not say. Halves are balanced over the roles.
     """
 
@@ -75,7 +75,7 @@ class ReferenceSource(Protocol):
         The prompts for a smaller number are among those for a larger one, in the same order.
 
         Args:
-            per_group: How many prompts of each template and token count to draw. A source of
+            per_group: how many prompts of each template and token count to draw. A source of
                 listed prompts returns all of them.
         """
         ...
@@ -86,8 +86,8 @@ class ListedReference:
     """Reference prompts that are given: a user's task has no others.
 
     Attributes:
-        prompts: The prompts.
-        description: The origin of the prompts in words, as records name it.
+        prompts: the prompts.
+        description: the origin of the prompts in words, as records name it.
     """
 
     prompts: tuple[ReferencePrompt, ...]

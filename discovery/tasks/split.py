@@ -94,7 +94,7 @@ def _choose_templates(sizes: dict[str, int]) -> list[str]:
     """Choose templates that together hold an allowed share of the pairs.
 
     Args:
-        sizes: The number of pairs of each template, in the order in which templates are considered.
+        sizes: the number of pairs of each template, in the order in which templates are considered.
 
     Returns:
         The names, or an empty list if no choice fits.

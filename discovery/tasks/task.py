@@ -29,12 +29,12 @@ class EncodedPair:
     """One prompt pair as token ids.
 
     Attributes:
-        clean: The token ids of the clean prompt.
-        corrupted: The token ids of the corrupted prompt, as many as in `clean`.
-        answer: The token ids of the right answer. There are several if the task gives a set.
-        wrong: The token ids of the wrong answer, likewise.
-        template: The name of the template that the pair comes from, or "" if the task names none.
-        labels: The position of each label, counted from 0.
+        clean: the token ids of the clean prompt.
+        corrupted: the token ids of the corrupted prompt, as many as in `clean`.
+        answer: the token ids of the right answer. There are several if the task gives a set.
+        wrong: the token ids of the wrong answer, likewise.
+        template: the name of the template that the pair comes from, or "" if the task names none.
+        labels: the position of each label, counted from 0.
     """
 
     clean: tuple[int, ...]
@@ -77,14 +77,14 @@ class Task:
     """Prompt pairs that show one behaviour.
 
     Attributes:
-        name: The built-in name, the stem of the task file, or "inline".
-        pairs: Every pair, in order.
-        splits: The split of each pair. It is None for a pair that repeats or reverses another one.
-        split_method: How the pairs were divided, in words.
-        metric: The metric that is used if the caller names no other.
-        seed: The seed that drew the pairs and the split.
-        warnings: What is suspicious about the pairs but allowed.
-        reference: Where the prompts come from over which mean ablation takes its means. None
+        name: the built-in name, the stem of the task file, or "inline".
+        pairs: every pair, in order.
+        splits: the split of each pair. It is None for a pair that repeats or reverses another one.
+        split_method: how the pairs were divided, in words.
+        metric: the metric that is used if the caller names no other.
+        seed: the seed that drew the pairs and the split.
+        warnings: what is suspicious about the pairs but allowed.
+        reference: where the prompts come from over which mean ablation takes its means. None
             means the corrupted prompts of both splits; see `reference_source`.
     """
 
@@ -149,9 +149,9 @@ def list_corrupted(
     They are the corrupted prompts of both splits, one for each pair.
 
     Args:
-        task: The task. If none of its pairs is in a split, all of them are used.
-        more: The prompts of the lines that only serve the means.
-        description: How records name the origin of the prompts.
+        task: the task. If none of its pairs is in a split, all of them are used.
+        more: the prompts of the lines that only serve the means.
+        description: how records name the origin of the prompts.
     """
     pairs = [pair for pair, split in zip(task.pairs, task.splits, strict=True) if split is not None]
     own = tuple(pair.as_reference for pair in pairs or task.pairs)

@@ -33,7 +33,7 @@ def read_task_file(path: Path) -> dict[str, TaskLine]:
     """Read a task file and return what its lines hold, by location: "line 1", "line 2", …
 
     Raises:
-        TaskError: If the file cannot be read, or if a line is not a pair. The message names the
+        TaskError: if the file cannot be read, or if a line is not a pair. The message names the
             line.
     """
     lines = enumerate(_read_lines(path), start=1)
@@ -93,11 +93,11 @@ def line_from_fields(fields: Mapping[str, Any], location: str) -> TaskLine:
     are not used.
 
     Args:
-        fields: The fields by name.
-        location: How an error names the pair, e.g. "line 3".
+        fields: the fields by name.
+        location: how an error names the pair, e.g. "line 3".
 
     Raises:
-        TaskError: If a field is missing, unknown, or has the wrong form.
+        TaskError: if a field is missing, unknown, or has the wrong form.
     """
     is_reference = _parse_use(fields, location)
     _check_field_names(fields, location, is_reference=is_reference)

@@ -9,9 +9,10 @@ from __future__ import annotations
 import ast
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from typing import TypeGuard
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("discovery", "mcp_server")
@@ -28,6 +29,19 @@ WORKING_STATES = {"Descent", "Mending"}  # searches, whose later fields are fill
 VARIADIC_FUNCTIONS = {"format_row", "scout"}
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "types", "manager", "managers"}
 PRAGMA = re.compile(r"  # (?:type: ignore|noqa)\b.*")
+DOCSTRING_SECTIONS = ("Args:", "Attributes:", "Raises:")
+SECTION_ENTRY = re.compile(r" +[`*\w.]+(?:, [`*\w.]+)*: (?P<word>[A-Z][^\s.,;:]*)")
+NAME = re.compile(r".+[A-Z0-9_(\[|^·²]|[B-Z]$")  # TransformerLens, SAE, W_O, T
+PROPER_NOUNS = {"True", "False", "None", "Holm", "Holm's", "Hugging", "Jaccard", "Python"}
+# The search and the estimates are being rewritten; their docstrings follow then.
+UNCHECKED_DOCSTRINGS = (
+    "discovery/agent/search/",
+    "discovery/agent/stages/candidate.py",
+    "discovery/agent/stages/nodes.py",
+    "discovery/agent/stages/stability.py",
+    "discovery/agent/cost_estimate.py",
+    "discovery/agent/planning.py",
+)
 MACHINE_PATH = re.compile(r"""["'\s=(](/home/|/root/|/Users/|/work/|/opt/|[A-Z]:\\)""")
 
 
@@ -223,6 +237,43 @@ def test_a_public_module_has_a_docstring() -> None:
         if not re.match(r"_(?!_)", path.stem) and not ast.get_docstring(parse(path))
     ]
     assert not offenders, report("A public module has a docstring", offenders)
+
+
+def test_an_entry_of_a_docstring_begins_in_lower_case() -> None:
+    offenders = [
+        location(path, line)
+        for path in python_files()
+        if not location(path, 1).startswith(UNCHECKED_DOCSTRINGS)
+        for line, word in list_entry_words(path)
+        if not NAME.match(word) and word not in PROPER_NOUNS
+    ]
+    rule = f"An entry of {', '.join(DOCSTRING_SECTIONS)} begins in lower case, names apart"
+    assert not offenders, report(rule, offenders)
+
+
+def list_entry_words(path: Path) -> Iterator[tuple[int, str]]:
+    """List the capitalised first words of the entries in the docstrings of a module."""
+    lines = path.read_text(encoding="utf-8").split("\n")
+    for docstring in filter(is_docstring, nodes_of(path)):
+        section: int | None = None
+        for number in range(docstring.lineno, (docstring.end_lineno or 0) + 1):
+            line = lines[number - 1]
+            indentation = len(line) - len(line.lstrip())
+            if line.strip() in DOCSTRING_SECTIONS:
+                section = indentation
+            elif line.strip() and section is not None and indentation <= section:
+                section = None
+            elif section is not None and indentation == section + 4:
+                entry = SECTION_ENTRY.match(line)
+                yield from [(number, entry["word"])] if entry else []
+
+
+def is_docstring(node: ast.AST) -> TypeGuard[ast.Expr]:
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )
 
 
 def test_a_package_has_an_init_file() -> None:

@@ -39,9 +39,9 @@ def max_description_cost(info: ModelInfo, universe: Universe, budget: float | No
     """Return what all sweeps by position may cost together; the edges may cost as much again.
 
     Args:
-        info: The model.
-        universe: What can be ablated.
-        budget: The budget of the run; None means no limit.
+        info: the model.
+        universe: what can be ablated.
+        budget: the budget of the run; None means no limit.
     """
     n_nodes = len(info.nodes(universe))
     cost = min(DESCRIPTION_COST + DESCRIPTION_COST_PER_NODE * n_nodes, MAX_DESCRIPTION_COST)
@@ -59,10 +59,10 @@ def max_sweep_cost(
     """Return what one sweep may cost before it is screened by gradients.
 
     Args:
-        info: The model.
-        universe: What can be ablated.
-        budget: The budget of the run; None means no limit.
-        exhaustive: Whether every cell is measured, so that there is no limit.
+        info: the model.
+        universe: what can be ablated.
+        budget: the budget of the run; None means no limit.
+        exhaustive: whether every cell is measured, so that there is no limit.
     """
     if exhaustive:
         return None
@@ -81,10 +81,10 @@ def run_sweep(
     """Sweep a site by position, within the cost of one sweep.
 
     Args:
-        context: The run.
-        site: The site.
-        direction: Denoising or noising.
-        within: The cells that are asked for, as in `patch_sweep`.
+        context: the run.
+        site: the site.
+        direction: denoising or noising.
+        within: the cells that are asked for, as in `patch_sweep`.
     """
     engine = context.description_engine
     settings = context.settings
@@ -133,9 +133,9 @@ def describe_saved_sweep(run: Run, result_id: str, seed: int) -> dict[str, Json]
     """Return what a sweep measured, from its arrays; None if the arrays are no sweep's.
 
     Args:
-        run: The run that holds the arrays.
-        result_id: The id of the arrays, which ends with the direction.
-        seed: The seed of the test of significance.
+        run: the run that holds the arrays.
+        result_id: the id of the arrays, which ends with the direction.
+        seed: the seed of the test of significance.
     """
     arrays = run.load_arrays(result_id)
     if not {"values", "per_pair", "metric_clean", "metric_corrupted"} <= set(arrays):

@@ -22,8 +22,8 @@ def add_verdict(state: State, rules: RulesVersion = RULES_VERSION) -> State:
     """Return the state with its conditions, its verdict and its reasons.
 
     Args:
-        state: The state, with what was measured on both splits.
-        rules: The version of the rules that the run began under.
+        state: the state, with what was measured on both splits.
+        rules: the version of the rules that the run began under.
     """
     heldout = state.evaluation.heldout
     discovery = state.evaluation.discovery

@@ -34,13 +34,13 @@ class LoadArguments(JsonModel):
     Attributes:
         model: "bundled", a directory, a GGUF file, or a hub name; the `name` argument of
             `load_model`.
-        backend: The engine that was asked for.
-        device: The device that was asked for.
-        dtype: The dtype that was asked for.
+        backend: the engine that was asked for.
+        device: the device that was asked for.
+        dtype: the dtype that was asked for.
         remote: True if the model computes on NDIF, "local" for nnsight's simulation of NDIF.
         device_map: "auto" if the weights are spread over devices, memory and disk.
-        task: The built-in task or the task file that was asked for; None for inline pairs.
-        pairs: The number of pairs that was asked for; None for all.
+        task: the built-in task or the task file that was asked for; None for inline pairs.
+        pairs: the number of pairs that was asked for; None for all.
     """
 
     _written_when_set: ClassVar[frozenset[str]] = frozenset({"task", "pairs"})
@@ -105,7 +105,7 @@ def reload_model(run: Run) -> Backend:
     """Load the model that a run began with.
 
     Raises:
-        StoreError: If run.json does not say how the model was loaded, or if its weights have
+        StoreError: if run.json does not say how the model was loaded, or if its weights have
             changed since.
     """
     record = run.record

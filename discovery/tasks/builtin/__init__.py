@@ -31,14 +31,14 @@ def generate(name: str, tokenizer: Tokenizer, pairs: int, seed: int) -> tuple[Pr
     """Make distinct pairs of a built-in behaviour, from each of its templates in turn.
 
     Args:
-        name: A key of `BUILTIN`.
-        tokenizer: The tokenizer that decides which words and answers can be used. With another
+        name: a key of `BUILTIN`.
+        tokenizer: the tokenizer that decides which words and answers can be used. With another
             tokenizer, the same seed gives other pairs.
-        pairs: The exact number of pairs. A pair and its reverse count as one.
-        seed: The seed of the random source.
+        pairs: the exact number of pairs. A pair and its reverse count as one.
+        seed: the seed of the random source.
 
     Raises:
-        TaskError: If the name is unknown, if `pairs` is below one, or if the tokenizer leaves too
+        TaskError: if the name is unknown, if `pairs` is below one, or if the tokenizer leaves too
             few words.
     """
     if name not in BUILTIN:

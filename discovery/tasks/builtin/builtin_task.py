@@ -29,15 +29,15 @@ class BuiltinTask:
     """A behaviour that comes with its own prompts.
 
     Attributes:
-        name: The name that a user types.
-        summary: One sentence that says what the model must do and what the corrupted prompt
+        name: the name that a user types.
+        summary: one sentence that says what the model must do and what the corrupted prompt
             changes.
-        metric: The metric that is used if the caller names no other.
-        default_pairs: The number of pairs if the caller asks for no number.
-        templates: The names of its templates. Each pair names the one it was made from.
-        make_sampler: A function that takes a word filter and returns the function that draws a
+        metric: the metric that is used if the caller names no other.
+        default_pairs: the number of pairs if the caller asks for no number.
+        templates: the names of its templates. Each pair names the one it was made from.
+        make_sampler: a function that takes a word filter and returns the function that draws a
             pair.
-        roles: The ways in which a corrupted prompt can have the roles that the corruption
+        roles: the ways in which a corrupted prompt can have the roles that the corruption
             exchanges. The reference prompts of mean ablation have as many of each, so that their
             mean says nothing about the answer. A task whose corruption exchanges no roles has one.
     """

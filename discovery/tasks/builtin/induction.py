@@ -21,10 +21,10 @@ class ListShape:
     """The form of a list and of its repetition.
 
     Attributes:
-        opening: The word that announces the list.
-        length: The number of words in the list.
-        repeated: The number of words that are repeated, A included.
-        joint: The text between the list and its repetition.
+        opening: the word that announces the list.
+        length: the number of words in the list.
+        repeated: the number of words that are repeated, A included.
+        joint: the text between the list and its repetition.
     """
 
     opening: str

@@ -29,9 +29,9 @@ class DrawnReference:
     """Draws the reference prompts of a built-in task.
 
     Attributes:
-        task: The behaviour.
-        builtin: Its name.
-        per_group: How many prompts of each template and token count are used at first.
+        task: the behaviour.
+        builtin: its name.
+        per_group: how many prompts of each template and token count are used at first.
     """
 
     description = DRAWN_DESCRIPTION
@@ -47,12 +47,12 @@ class DrawnReference:
         """Prepare to draw; nothing is drawn yet.
 
         Args:
-            task: The behaviour.
-            tokenizer: The model's tokenizer.
-            seed: The task's seed.
-            pairs: The task's pairs. Their templates and token counts are those that need means, and
+            task: the behaviour.
+            tokenizer: the model's tokenizer.
+            seed: the task's seed.
+            pairs: the task's pairs. Their templates and token counts are those that need means, and
                 a prompt that one of them holds is not drawn.
-            saved: The prompts that an earlier process drew, which are used again as they are.
+            saved: the prompts that an earlier process drew, which are used again as they are.
         """
         self.task = task
         self.builtin = task.name
@@ -72,7 +72,7 @@ class DrawnReference:
         A group is smaller if the tokenizer leaves too few different prompts.
 
         Raises:
-            TaskError: If the tokenizer leaves too few words.
+            TaskError: if the tokenizer leaves too few words.
         """
         if per_group not in self._drawn:
             words = TokenizerFilter(self._tokenizer, self.task.name)

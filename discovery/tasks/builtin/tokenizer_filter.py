@@ -34,8 +34,8 @@ class FittingPrompts:
     """The prompts of a generated pair that suit a tokenizer.
 
     Attributes:
-        corrupted: The token ids of the corrupted prompt.
-        labels: The position of each label; negative ones count from the end.
+        corrupted: the token ids of the corrupted prompt.
+        labels: the position of each label; negative ones count from the end.
     """
 
     corrupted: tuple[int, ...]
@@ -47,8 +47,8 @@ class TokenizerFilter:
     """Decides which words and pairs of one task suit one tokenizer.
 
     Attributes:
-        tokenizer: The model's tokenizer.
-        task: The name of the task, for messages.
+        tokenizer: the model's tokenizer.
+        task: the name of the task, for messages.
     """
 
     tokenizer: Tokenizer
@@ -58,7 +58,7 @@ class TokenizerFilter:
         """Return the words that are one known token after a space, in their order.
 
         Raises:
-            TaskError: If there are fewer than `minimum` such words.
+            TaskError: if there are fewer than `minimum` such words.
         """
         usable = tuple(word for word in words if self._continues_by_one_token(_PREFIX, f" {word}"))
         if len(usable) < minimum:
@@ -75,12 +75,12 @@ class TokenizerFilter:
         """Collect distinct sound pairs.
 
         Args:
-            propose: A function that takes an index and draws a pair for it. It is called again with
+            propose: a function that takes an index and draws a pair for it. It is called again with
                 the same index until the pair is sound and new.
-            pairs: The number of pairs.
+            pairs: the number of pairs.
 
         Raises:
-            TaskError: If many proposals in a row fail.
+            TaskError: if many proposals in a row fail.
         """
         sound: list[PromptPair] = []
         used: set[frozenset[str]] = set()

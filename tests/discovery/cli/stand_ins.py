@@ -51,9 +51,9 @@ class StubAgent:
     """Records the calls of `discovery.agent`, and answers them.
 
     Attributes:
-        folder: The folder of the run that it returns.
-        calls: The name, the subject and the options of each call.
-        fault: The exception that the next call raises, if any.
+        folder: the folder of the run that it returns.
+        calls: the name, the subject and the options of each call.
+        fault: the exception that the next call raises, if any.
     """
 
     folder: Path

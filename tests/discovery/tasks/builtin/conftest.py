@@ -21,7 +21,7 @@ class WordTokenizer:
     """A tokenizer with one token for each word and its leading space, and for each pair of digits.
 
     Args:
-        known: The only words that are not <unk>. If None, every word is known.
+        known: the only words that are not <unk>. If None, every word is known.
     """
 
     def __init__(self, known: set[str] | None = None) -> None:
