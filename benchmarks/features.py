@@ -21,7 +21,7 @@ from discovery.features import load_sae
 from discovery.features.directory import read_info
 from discovery.graph import CircuitGraph
 from discovery.sites import Node
-from discovery.tasks import BUILTIN
+from discovery.tasks import BUNDLED_TASKS
 
 CONTROL_DRAWS = 19  # of the shuffled-decoder control, so that p is at least 1 / 20
 SITE_COLUMNS = (
@@ -85,7 +85,7 @@ def quality_table(model: Backend, source: str | Path) -> str:
         f" (nats: clean {scores['loss_clean']:.3f}, spliced {scores['loss_spliced']:.3f},"
         f" zero {scores['loss_zero']:.2f}, mean {scores['loss_mean']:.2f})",
     )
-    for name in BUILTIN:
+    for name in BUNDLED_TASKS:
         task = load_task(name, model)
         result = sae_top_features(model, source, task=task, k=1, controls=0).reconstruction
         share = "–"

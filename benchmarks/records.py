@@ -29,7 +29,7 @@ from safetensors.torch import load_file
 from benchmarks.known_circuits.hand_built import KNOWN_CIRCUITS, build_known_circuit
 from benchmarks.output import print_progress
 from discovery import discover, load_model, load_task
-from discovery.tasks import BUILTIN
+from discovery.tasks import BUNDLED_TASKS
 
 MEMORY_LIMIT = 3 * 2**30  # bytes; a free choice would follow the memory of the machine
 PAIRS = 160  # of each hand-built model
@@ -53,7 +53,7 @@ def capture(folder: Path) -> None:
         raise FileExistsError(f"{folder} is not empty. Name a folder that does not exist yet.")
     torch.set_num_threads(1)
     bundled = load_model("bundled")
-    for name in BUILTIN:
+    for name in BUNDLED_TASKS:
         task = load_task(name, bundled)
         run = discover(bundled, task, memory=MEMORY_LIMIT, runs_dir=folder / f"bundled-{name}")
         print_progress(f"bundled-{name}", run.circuit.verdict)

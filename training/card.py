@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from discovery.tasks.builtin import BUILTIN
+from discovery.tasks.builtin import BUNDLED_TASKS
 from training.corpus import SHARES
 from training.heldout import HELDOUT_TEMPLATES
 from training.train_bundled import BUNDLED, RECORD
@@ -86,8 +86,8 @@ def format_card(folder: Path) -> str:
     """Return the card's text."""
     training = json.loads((folder / RECORD).read_text())
     measured = json.loads((folder / EVALUATION).read_text())
-    accuracies = "\n".join(_format_accuracy(name, measured[name]) for name in BUILTIN)
-    circuits = "\n".join(_format_circuit(name, measured[name]) for name in BUILTIN)
+    accuracies = "\n".join(_format_accuracy(name, measured[name]) for name in BUNDLED_TASKS)
+    circuits = "\n".join(_format_circuit(name, measured[name]) for name in BUNDLED_TASKS)
     return (
         _format_introduction(folder, training, measured["parameters"])
         + f"{accuracies}\n"
@@ -100,7 +100,7 @@ def format_card(folder: Path) -> str:
 def _format_introduction(folder: Path, training: dict[str, Any], n_parameters: int) -> str:
     recipe = training["recipe"]
     config = json.loads((folder / "config.json").read_text())
-    templates = [template for name in BUILTIN for template in sorted(HELDOUT_TEMPLATES[name])]
+    templates = [template for name in BUNDLED_TASKS for template in sorted(HELDOUT_TEMPLATES[name])]
     penalty = _PENALTY.format(sparsity=recipe["sparsity"]) if recipe["sparsity"] else _NO_PENALTY
     fields = {
         **recipe,

@@ -9,7 +9,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from discovery.tasks.builtin import BUILTIN
+from discovery.tasks.builtin import BUILTIN, BUNDLED_TASKS
 from discovery.tasks.builtin.builtin_task import PairSampler
 from discovery.tasks.builtin.words import YEARS
 from discovery.tasks.pairs import MarkedPair
@@ -29,7 +29,7 @@ def keep_every_word(kind: str, words: Sequence[str], minimum: int) -> tuple[str,
 
 def make_samplers() -> dict[str, PairSampler]:
     """Return for each behaviour the function that draws its pairs over all words."""
-    return {name: task.make_sampler(keep_every_word) for name, task in BUILTIN.items()}
+    return {name: BUILTIN[name].make_sampler(keep_every_word) for name in BUNDLED_TASKS}
 
 
 def sentences(seed: int, exclude_held_out: bool = True) -> Iterator[str]:

@@ -20,7 +20,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from discovery.tasks.builtin import BUILTIN, generate
+from discovery.backends.loading.huggingface import TextTokenizer
+from discovery.tasks.builtin import BUILTIN, BUNDLED_TASKS, generate
 from discovery.tasks.builtin.tokenizer_filter import TokenizerFilter
 from discovery.tasks.builtin.words import NAMES
 from discovery.tasks.pairs import MarkedPair, PromptPair
@@ -164,9 +165,10 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     model = AutoModelForCausalLM.from_pretrained(arguments.model).eval()
     records: dict[str, object] = {"parameters": model.num_parameters()}
-    for name, task in BUILTIN.items():
-        make = partial(HookedAblation, model, tokenizer, task.metric == "probability_difference")
-        tokenizer_filter = TokenizerFilter(tokenizer, name)
+    for name in BUNDLED_TASKS:
+        by_probability = BUILTIN[name].metric == "probability_difference"
+        make = partial(HookedAblation, model, tokenizer, by_probability)
+        tokenizer_filter = TokenizerFilter(TextTokenizer(tokenizer), name)
         records[name] = measure_behaviour(name, make, tokenizer_filter, not arguments.no_circuits)
         LOG.info("%s %s", name, json.dumps(records[name], indent=1))
     if arguments.json:

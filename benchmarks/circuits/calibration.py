@@ -26,7 +26,7 @@ from discovery import discover, load_model, load_task
 from discovery.backends.base import Backend
 from discovery.evaluation import thresholds
 from discovery.graph import EVIDENCE_ABLATIONS, AblationEvidence, CircuitGraph, Control
-from discovery.tasks import BUILTIN
+from discovery.tasks import BUNDLED_TASKS
 from discovery.tasks.task import Task
 
 COLUMNS = ("model, task", "verdict", "nodes", "ablation", *(f"({name})" for name in "abcdef"))
@@ -112,7 +112,7 @@ def format_case(name: str, circuit: CircuitGraph) -> str:
 def iterate_cases(models: Path, limit: int) -> Iterator[tuple[str, Backend, Task]]:
     """Yield name, model and task of every case."""
     model = load_model("bundled")
-    for name in BUILTIN:
+    for name in BUNDLED_TASKS:
         yield name, model, load_task(name, model)
     yield from iterate_trained_cases(models, DEVELOPMENT_SEEDS[:limit])
 

@@ -37,7 +37,7 @@ from discovery.evaluation import CircuitEvaluation
 from discovery.graph import CONDITIONS, EVIDENCE_ABLATIONS, VERDICTS
 from discovery.methods.ablation import NodeSet
 from discovery.sites import Node
-from discovery.tasks import BUILTIN
+from discovery.tasks import BUNDLED_TASKS
 from discovery.tasks.task import EncodedPair, Task
 
 Case = tuple[Backend, Task]
@@ -70,7 +70,7 @@ def changed_tasks(change: PairChange, count: int) -> Iterator[Case]:
     """Yield the bundled model on pairs that are changed so that they show nothing."""
     model = load_model("bundled")
     for seed in range(count):
-        task = load_task(list(BUILTIN)[seed % len(BUILTIN)], model, seed=seed)
+        task = load_task(BUNDLED_TASKS[seed % len(BUNDLED_TASKS)], model, seed=seed)
         rng = random.Random(seed)
         pairs = list(task.pairs)
         changed = tuple(change(pair, rng, pairs) for pair in pairs)
@@ -141,12 +141,12 @@ def judge_random_circuits(count: int, runs_dir: Path, true_verdicts: list[str]) 
         true_verdicts: gets the verdicts on the circuits that were found.
     """
     model = load_model("bundled")
-    for number, name in enumerate(BUILTIN):
+    for number, name in enumerate(BUNDLED_TASKS):
         task = load_task(name, model)
         circuit = frozenset(discover(model, task, runs_dir=runs_dir).circuit.members)
         evaluation = evaluate_circuit(model, task, sorted(circuit), final=True)
         true_verdicts.append(verdict_without_f(evaluation))
-        for seed in range(number, count, len(BUILTIN)):
+        for seed in range(number, count, len(BUNDLED_TASKS)):
             nodes = sorted(draw_other_set(model.info.nodes(), circuit, random.Random(seed)))
             yield verdict_without_f(evaluate_circuit(model, task, nodes, final=True, seed=seed))
 

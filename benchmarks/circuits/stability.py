@@ -18,7 +18,7 @@ from statistics import mean
 from benchmarks.output import format_header, format_list, format_row, open_output
 from discovery import discover, load_model, load_task
 from discovery.graph import CircuitGraph
-from discovery.tasks import BUILTIN
+from discovery.tasks import BUNDLED_TASKS
 
 COLUMNS = (
     "task",
@@ -58,7 +58,7 @@ def main() -> None:
     with open_output() as output:
         model = load_model("bundled")
         output.write(format_header(*COLUMNS))
-        for name in BUILTIN:
+        for name in BUNDLED_TASKS:
             circuits = []
             for seed in seeds:
                 task = load_task(name, model, seed=seed)

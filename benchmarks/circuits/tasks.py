@@ -16,7 +16,7 @@ from benchmarks.output import format_header, format_list, format_row, open_outpu
 from discovery import discover, load_model, load_task
 from discovery.graph import CONDITIONS, EVIDENCE_ABLATIONS, CircuitGraph, EvidenceAblation
 from discovery.report.formatting import format_score
-from discovery.tasks import BUILTIN
+from discovery.tasks import BUNDLED_TASKS
 
 COLUMNS = (
     "task",
@@ -67,7 +67,7 @@ def main() -> None:
         model = load_model("bundled")
         output.write(format_header(*COLUMNS))
         reasons: list[str] = []
-        for name in BUILTIN:
+        for name in BUNDLED_TASKS:
             start = time.monotonic()
             task = load_task(name, model, seed=seed)
             circuit = discover(model, task, seed=seed, runs_dir=output.folder).circuit

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from discovery import check_task, load_model, load_task
 from discovery.backends.base import Backend
-from discovery.tasks import BUILTIN
+from discovery.tasks import BUNDLED_TASKS
 from discovery.tasks.task import Task
 from training import vocabulary
 from training.train_bundled import ModelRecipe, train
@@ -67,7 +67,7 @@ def iterate_trained_cases(
     for seed in seeds:
         model = load_model(ensure_trained(seed, folder))
         # Not every model does ioi and induction, for which two layers barely suffice.
-        for name in BUILTIN:
+        for name in BUNDLED_TASKS:
             task = load_task(name, model, pairs=pairs)
             splits = (task.discovery, task.heldout)
             if all(check_task(model, split).is_present for split in splits):

@@ -23,7 +23,7 @@ from discovery import discover, load_model, load_task
 from discovery.agent import estimate_cost
 from discovery.backends.base import Backend
 from discovery.store import open_run
-from discovery.tasks import BUILTIN
+from discovery.tasks import BUNDLED_TASKS
 from discovery.tasks.task import Task
 
 PAIRS = 240
@@ -87,7 +87,7 @@ def open_cases(words: list[str], folder: Path) -> Iterator[tuple[str, Backend, T
         model, task = build_known_circuit(name).load(folder / name, PAIRS)
         yield name, model, task
     bundled = load_model("bundled")
-    for name in BUILTIN:
+    for name in BUNDLED_TASKS:
         yield f"bundled:{name}", bundled, load_task(name, bundled)
 
 

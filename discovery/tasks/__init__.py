@@ -12,18 +12,20 @@ Nothing in this package needs torch.
 
 from __future__ import annotations
 
-from discovery.tasks.builtin import BUILTIN
+from discovery.tasks.builtin import BUILTIN, BUNDLED_TASKS, find_misfits
 from discovery.tasks.loader import TEXT_PAIRS, load_task, require_source
 from discovery.tasks.pairs import PromptPair, Tokenizer
 from discovery.tasks.task import EncodedPair, Task
 
 __all__ = [
     "BUILTIN",
+    "BUNDLED_TASKS",
     "TEXT_PAIRS",
     "EncodedPair",
     "PromptPair",
     "Task",
     "Tokenizer",
+    "find_misfits",
     "load_task",
     "require_source",
 ]

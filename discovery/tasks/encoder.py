@@ -18,6 +18,8 @@ from discovery.tasks.pairs import (
     PromptPair,
     ReferenceLine,
     Tokenizer,
+    list_unknown_words,
+    quote_words,
     shorten_repr,
 )
 from discovery.tasks.reference import ReferencePrompt
@@ -105,22 +107,25 @@ class PairEncoder:
         return ReferencePrompt(tokens=tokens, template=line.template or "", labels=labels)
 
     def _warn_of_unknown_words(self, prompt_pairs: Mapping[str, PromptPair]) -> Iterator[str]:
-        locations = [
-            location
+        words_by_location = {
+            location: self._list_unknown_words(pair.clean, pair.corrupted)
             for location, pair in prompt_pairs.items()
-            if self._has_unknown_words(pair.clean) or self._has_unknown_words(pair.corrupted)
-        ]
+        }
+        locations = [location for location, words in words_by_location.items() if words]
         if locations:
+            words = list(dict.fromkeys(word for at in locations for word in words_by_location[at]))
             yield (
                 f"{len(locations)} pairs, first {locations[0]}, hold words that the tokenizer does "
-                "not know. All unknown words become the same token."
+                f"not know ({quote_words(words)}). All unknown words become the same token."
             )
 
-    def _has_unknown_words(self, text: Prompt) -> bool:
-        """Whether a prompt is a text with words that become the unknown token."""
-        if not isinstance(text, str) or self.tokenizer is None:
-            return False
-        return self.tokenizer.has_unknown(text)
+    def _list_unknown_words(self, *prompts: Prompt) -> list[str]:
+        """Return the words of prompts that become the unknown token, each once."""
+        if self.tokenizer is None:
+            return []
+        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+        words = [word for text in texts for word in list_unknown_words(self.tokenizer, text)]
+        return list(dict.fromkeys(words))
 
     def _encode(self, pair: PromptPair, location: str) -> EncodedPair:
         _check_name_lengths(pair, location)
@@ -133,6 +138,13 @@ class PairEncoder:
                 "words with as many tokens.",
             )
         if clean == corrupted:
+            unknown = self._list_unknown_words(pair.clean, pair.corrupted)
+            if unknown and pair.clean != pair.corrupted:
+                raise TaskError(
+                    f"{location}: clean and corrupted are the same tokens, because the tokenizer "
+                    f"does not know {quote_words(unknown)}.",
+                    "Use words of the model's vocabulary, or give token ids.",
+                )
             raise TaskError(
                 f"{location}: clean and corrupted are the same.",
                 "Change the words that carry the behaviour in `corrupted`.",
@@ -205,7 +217,7 @@ class PairEncoder:
             )
         continued = pair.clean + answer
         ids = tuple(self._require_tokenizer(location).encode(continued))
-        if self._has_unknown_words(continued) and not self._has_unknown_words(pair.clean):
+        if self._is_unknown(answer, pair.clean, ids[-1]):
             raise TaskError(
                 f"{location}: the tokenizer does not know {shorten_repr(answer)}.",
                 "Use a word of the model's vocabulary, or give a token id.",
@@ -217,6 +229,20 @@ class PairEncoder:
                 "Use a word that is one token, check the space before it, or give a token id.",
             )
         return _require_token_id(ids[-1], self.n_logits, location)
+
+    def _is_unknown(self, answer: str, prompt: str, token: int) -> bool:
+        """Whether the tokenizer does not know an answer to a prompt, whose last token is given.
+
+        If the prompt itself has unknown words, the answer is looked at alone, and its token is
+        spelled out: a digit may be known after another digit only.
+        """
+        tokenizer = self.tokenizer
+        if tokenizer is None or not tokenizer.has_unknown(prompt + answer):
+            return False
+        if not tokenizer.has_unknown(prompt):
+            return True
+        spelled = tokenizer.decode([token]).strip()
+        return tokenizer.has_unknown(answer) and spelled != answer.strip()
 
 
 def find_warnings(pairs: Sequence[EncodedPair]) -> Iterator[str]:

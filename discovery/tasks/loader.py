@@ -54,8 +54,8 @@ def load_task(
     """Load a behaviour for one model.
 
     Args:
-        source: a built-in name (ioi, induction, greater_than, agreement), the path of a task file,
-            or a list of pairs.
+        source: the name of a built-in task (a key of `BUILTIN`), the path of a task file, or a list
+            of pairs.
         model: the model whose tokenizer encodes the prompts.
         pairs: the number of pairs. A built-in task generates this many; from a file or a list, this
             many are sampled by `seed`. If None, all pairs are used, or the built-in default.

@@ -8,12 +8,16 @@ Meng et al. 2022; Zhang & Nanda 2023, arXiv 2309.16042). This module needs no to
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 MAX_NAME_LENGTH = 100
 """The most characters of a template name or a label: results and records repeat these names."""
+
+MAX_QUOTED_WORDS = 8
+"""How many words a message names before it stops."""
 
 Prompt = str | tuple[int, ...]
 """A text, or token ids that are used exactly as given."""
@@ -26,6 +30,27 @@ def shorten_repr(value: object) -> str:
     """Return the `repr` of a value, cut to a length that fits into an error message."""
     text = repr(value)
     return text if len(text) <= MAX_NAME_LENGTH else f"{text[:MAX_NAME_LENGTH]}…"
+
+
+def list_unknown_words(tokenizer: Tokenizer, text: str) -> list[str]:
+    """Return the words and marks of a text that a tokenizer does not know, each once.
+
+    A tokenizer may know a word only at the start of a text, or only after a space. Such a word is
+    listed if no other word explains the unknown token.
+    """
+    if not tokenizer.has_unknown(text):
+        return []
+    words = list(dict.fromkeys(re.findall(r"\w+|[^\w\s]", text)))
+    alone = {word for word in words if tokenizer.has_unknown(word)}
+    after_space = {word for word in words if tokenizer.has_unknown(f" {word}")}
+    unknown = (alone & after_space) or (alone | after_space)
+    return [word for word in words if word in unknown]
+
+
+def quote_words(words: Sequence[str]) -> str:
+    """Return the first of some words, each in quotes, as a message names them."""
+    more = ", …" if len(words) > MAX_QUOTED_WORDS else ""
+    return ", ".join(repr(word) for word in words[:MAX_QUOTED_WORDS]) + more
 
 
 class Tokenizer(Protocol):

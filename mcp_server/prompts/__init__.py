@@ -8,14 +8,12 @@ from mcp.server.mcpserver import MCPServer
 from pydantic import Field
 
 from discovery.backends.loading.source import BUNDLED
+from discovery.tasks import BUILTIN
 from mcp_server.session import Session
 
 BehaviourText = Annotated[
     str,
-    Field(
-        description="What the model does, in words, or a built-in task: ioi, induction, "
-        "greater_than, agreement."
-    ),
+    Field(description=f"What the model does, in words, or a built-in task: {', '.join(BUILTIN)}."),
 ]
 HeadName = Annotated[str, Field(description="A head, as a9.h6 or L9H6.")]
 ClaimText = Annotated[

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from discovery.backends.loading.load_arguments import LoadArguments
 from discovery.errors import DiscoveryError, ModelError
 from discovery.sites import DTYPE_NAMES, BackendName
+from discovery.tasks import find_misfits
 from mcp_server.errors import UnknownModelError
 from mcp_server.session import lazy_discovery
 from mcp_server.session.allowed_paths import AllowedPaths
@@ -90,6 +91,7 @@ class LoadedModel:
         request: how it was asked for.
         backend: the model itself.
         load_seconds: how long loading took.
+        fitting_tasks: the names of the built-in tasks that suit its tokenizer.
         last_used: the time of the last call that named it, on the monotonic clock.
         tasks: built-in tasks that were drawn for it, by name, number of pairs and seed.
     """
@@ -98,6 +100,7 @@ class LoadedModel:
     request: ModelRequest
     backend: Backend
     load_seconds: float
+    fitting_tasks: tuple[str, ...] = ()
     last_used: float = field(default_factory=time.monotonic)
     tasks: dict[Any, Task] = field(default_factory=dict)
 
@@ -240,6 +243,7 @@ class ModelCache:
                 request=request,
                 backend=backend,
                 load_seconds=time.monotonic() - start,
+                fitting_tasks=_list_fitting_tasks(backend),
             )
             return self._loaded[model_id], False
 
@@ -362,3 +366,9 @@ def _argument_of_word(word: str) -> str | None:
     if re.fullmatch(r"cpu|mps|cuda(:\d+)?", word):
         return "device"
     return "dtype" if word in DTYPE_NAMES else None
+
+
+def _list_fitting_tasks(backend: Backend) -> tuple[str, ...]:
+    """Return the names of the built-in tasks that suit a model's tokenizer."""
+    misfits = find_misfits(backend.tokenizer)
+    return tuple(name for name, misfit in misfits.items() if misfit is None)

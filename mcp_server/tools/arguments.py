@@ -11,6 +11,7 @@ from mcp.server.mcpserver import Context
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt
 
 from discovery.sites import MetricName
+from discovery.tasks import BUILTIN
 from mcp_server.errors import ServerError
 from mcp_server.session import Session
 
@@ -67,10 +68,7 @@ TaskName = Annotated[str, Field(max_length=4096)]
 PairList = Annotated[list[PairArgument], Field(min_length=1, max_length=MAX_PAIRS)]
 TaskSource = Annotated[
     TaskName | PairList,
-    Field(
-        description="Built-in task (ioi, induction, greater_than, agreement), path of a .jsonl "
-        "task file, or inline pairs."
-    ),
+    Field(description=f"Built-in ({', '.join(BUILTIN)}), .jsonl task file, or pairs."),
 ]
 MetricChoice = Annotated[
     MetricName | None,

@@ -5,7 +5,15 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from discovery.cli.arguments import MEMORY, Subparsers, add_json_flag
+from discovery.cli.arguments import (
+    MEMORY,
+    MODEL,
+    Subparsers,
+    absolute_path,
+    add_flag,
+    add_json_flag,
+    parse_text,
+)
 from discovery.cli.console import Console, format_columns
 from discovery.cli.model_and_task import (
     add_model_and_task_flags,
@@ -30,7 +38,12 @@ def register(commands: Subparsers, parents: list[argparse.ArgumentParser]) -> No
     add_json_flag(parser)
     parser.set_defaults(run=print_tasks, parser=parser)
     verbs = parser.add_subparsers(title="verbs", metavar="VERB")
-    list_verb = verbs.add_parser("list", parents=parents, help="list the built-in tasks")
+    list_verb = verbs.add_parser(
+        "list",
+        parents=parents,
+        help="list the built-in tasks; with --model, say which of them suit its tokenizer",
+    )
+    add_flag(list_verb, "--model", "M", parse_text, MODEL.help)
     check_verb = verbs.add_parser(
         "check", parents=parents, help="check whether a model does a task", description=_CHECK
     )
@@ -44,9 +57,11 @@ def register(commands: Subparsers, parents: list[argparse.ArgumentParser]) -> No
 
 
 def print_tasks(args: argparse.Namespace, console: Console) -> None:
-    """Print every built-in task."""
+    """Print every built-in task, and for a model whether its tokenizer has the words."""
     from discovery.tasks import BUILTIN
 
+    name = getattr(args, "model", None)
+    misfits = _find_misfits(name) if name else {}
     if args.json:
         facts = [
             {
@@ -55,16 +70,28 @@ def print_tasks(args: argparse.Namespace, console: Console) -> None:
                 "metric": task.metric,
                 "pairs": task.default_pairs,
                 "templates": len(task.templates),
+                **({"fits": not misfits[task.name], "misfit": misfits[task.name]} if name else {}),
             }
             for task in BUILTIN.values()
         ]
-        console.write_json({"tasks": facts})
+        console.write_json({"model": name, "tasks": facts} if name else {"tasks": facts})
         return
     rows = [
         (task.name, f"{task.summary} ({task.default_pairs} pairs, {task.metric})")
         for task in BUILTIN.values()
     ]
+    if name:
+        rows = [(task, misfits[task] or f"fits. {text}") for task, text in rows]
     console.write_result(format_columns(rows))
+
+
+def _find_misfits(model: str) -> dict[str, str | None]:
+    """Return for each built-in task why it does not suit a model's tokenizer, or None."""
+    from discovery.backends.loading.tokenizer import load_tokenizer
+    from discovery.tasks import find_misfits
+
+    path = absolute_path(model)
+    return find_misfits(load_tokenizer(path if model != MODEL.default and path.exists() else model))
 
 
 def print_check(args: argparse.Namespace, console: Console) -> None:

@@ -3,7 +3,7 @@
 `BUILTIN` holds them by name, and `generate` makes the pairs of one of them for a tokenizer.
 
     >>> sorted(BUILTIN)
-    ['agreement', 'greater_than', 'induction', 'ioi']
+    ['agreement', 'capitals', 'docstring', 'gender', 'greater_than', 'induction', 'ioi']
 
 This package needs no torch: a tokenizer is any object with the methods of `Tokenizer`.
 """
@@ -14,17 +14,36 @@ import random
 from types import MappingProxyType
 
 from discovery.errors import TaskError
-from discovery.tasks.builtin import agreement, greater_than, induction, ioi
+from discovery.tasks.builtin import (
+    agreement,
+    capitals,
+    docstring,
+    gender,
+    greater_than,
+    induction,
+    ioi,
+)
 from discovery.tasks.builtin.builtin_task import BuiltinTask
 from discovery.tasks.builtin.tokenizer_filter import TokenizerFilter
 from discovery.tasks.pairs import MarkedPair, PromptPair, Tokenizer
 
-_TASKS: tuple[BuiltinTask, ...] = (ioi.TASK, induction.TASK, greater_than.TASK, agreement.TASK)
+_TASKS: tuple[BuiltinTask, ...] = (
+    ioi.TASK,
+    induction.TASK,
+    greater_than.TASK,
+    agreement.TASK,
+    docstring.TASK,
+    gender.TASK,
+    capitals.TASK,
+)
 
 BUILTIN = MappingProxyType({task.name: task for task in _TASKS})
 """The built-in tasks by name."""
 
-__all__ = ["BUILTIN", "BuiltinTask", "generate"]
+BUNDLED_TASKS = (ioi.TASK.name, induction.TASK.name, greater_than.TASK.name, agreement.TASK.name)
+"""The built-in tasks that the bundled model was trained on; it lacks the words of the others."""
+
+__all__ = ["BUILTIN", "BUNDLED_TASKS", "BuiltinTask", "find_misfits", "generate"]
 
 
 def generate(name: str, tokenizer: Tokenizer, pairs: int, seed: int) -> tuple[PromptPair, ...]:
@@ -60,3 +79,25 @@ def generate(name: str, tokenizer: Tokenizer, pairs: int, seed: int) -> tuple[Pr
         return sample_pair(rng, task.templates[index % len(task.templates)])
 
     return tokenizer_filter.collect_pairs(propose, pairs)
+
+
+def find_misfits(tokenizer: Tokenizer | None) -> dict[str, str | None]:
+    """Return for each built-in task why it does not suit a model; None for a task that does.
+
+    One pair of each template is drawn. Whether the model does the task is another question, which
+    `check_task` answers.
+
+    Args:
+        tokenizer: the model's tokenizer, or None if it has none.
+    """
+    return {name: _find_misfit(task, tokenizer) for name, task in BUILTIN.items()}
+
+
+def _find_misfit(task: BuiltinTask, tokenizer: Tokenizer | None) -> str | None:
+    if tokenizer is None:
+        return f"The task {task.name} is text, and this model has no tokenizer."
+    try:
+        generate(task.name, tokenizer, len(task.templates), 0)
+    except TaskError as fault:
+        return fault.cause
+    return None

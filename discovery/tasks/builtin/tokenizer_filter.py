@@ -2,6 +2,7 @@
 
 A word can be used if it is one known token. A pair is sound if
 
+- the tokenizer knows all of its words,
 - both sides have the same number of tokens and the same last token,
 - each answer continues the clean prompt by exactly one known token, and
 - the word of each label ends a token.
@@ -15,7 +16,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from discovery.errors import TaskError
-from discovery.tasks.pairs import MarkedPair, PromptPair, Tokenizer
+from discovery.tasks.pairs import (
+    MarkedPair,
+    PromptPair,
+    Tokenizer,
+    list_unknown_words,
+    quote_words,
+)
 
 _PREFIX = "The"
 """The text before a word when its tokens are counted."""
@@ -62,9 +69,11 @@ class TokenizerFilter:
         """
         usable = tuple(word for word in words if self._continues_by_one_token(_PREFIX, f" {word}"))
         if len(usable) < minimum:
+            unknown = [word for word in words if self.tokenizer.has_unknown(f" {word}")]
+            lacks = f" It does not know {quote_words(unknown)}." if unknown else ""
             raise TaskError(
                 f"The task {self.task} needs at least {minimum} {kind} that are one token each; "
-                f"this tokenizer has {len(usable)}.",
+                f"this tokenizer has {len(usable)}.{lacks}",
                 f"To study this behaviour with it, {_OWN_TASK_ADVICE}",
             )
         return usable
@@ -95,13 +104,23 @@ class TokenizerFilter:
                 sound.append(pair)
                 tries = 0
             elif tries == _MAX_TRIES:
-                raise TaskError(
-                    f"The task {self.task} found {len(sound)} of {pairs} distinct pairs whose "
-                    f"tokens agree; its template {marked.template} gave none in {_MAX_TRIES} "
-                    "tries.",
-                    f"Ask for fewer pairs, or {_OWN_TASK_ADVICE}",
-                )
+                raise self._explain_failure(marked, len(sound), pairs)
         return tuple(sound)
+
+    def _explain_failure(self, marked: MarkedPair, found: int, pairs: int) -> TaskError:
+        """Return the error for a template of which no proposal was sound, e.g. the last one."""
+        unknown = list_unknown_words(self.tokenizer, f"{marked.clean} {marked.corrupted}")
+        if unknown:
+            return TaskError(
+                f"The task {self.task} does not suit this tokenizer, which does not know "
+                f"{quote_words(unknown)} (template {marked.template}).",
+                f"To study this behaviour with it, {_OWN_TASK_ADVICE}",
+            )
+        return TaskError(
+            f"The task {self.task} found {found} of {pairs} distinct pairs whose tokens agree; "
+            f"its template {marked.template} gave none in {_MAX_TRIES} tries.",
+            f"Ask for fewer pairs, or {_OWN_TASK_ADVICE}",
+        )
 
     def fit_pair(self, marked: MarkedPair) -> PromptPair | None:
         """Return the pair with token labels and fitting answers, or None if it is not sound."""
@@ -126,6 +145,8 @@ class TokenizerFilter:
 
         Whether the answers suit the tokenizer is not looked at.
         """
+        if self.tokenizer.has_unknown(f"{marked.clean} {marked.corrupted}"):
+            return None
         clean = self.tokenizer.encode(marked.clean)
         corrupted = self.tokenizer.encode(marked.corrupted)
         if len(clean) != len(corrupted) or clean[-1] != corrupted[-1] or clean == corrupted:

@@ -7,6 +7,8 @@ words. No two lists of nouns share a word.
 
 from __future__ import annotations
 
+from types import MappingProxyType
+
 NAMES = tuple(
     """
     Aaron Adam Alan Albert Alex Alice Allison Amanda Amy Andrea Andrew Angela Anna Anne Anthony
@@ -96,3 +98,64 @@ TRAVEL_VERBS = ("went", "walked", "ran", "drove", "moved")
 
 GIVING_VERBS = ("gave", "handed", "passed", "offered", "sent", "brought", "showed", "sold")
 """Verbs for handing an object to somebody, in the past tense."""
+
+WOMEN = tuple(
+    """
+    Alice Amanda Amy Angela Anna Anne Barbara Beth Betty Brenda Carol Caroline Catherine Charlotte
+    Christine Claire Clara Deborah Diana Donna Dorothy Elizabeth Emily Emma Gloria Hannah Heather
+    Helen Jane Janet Jennifer Jessica Julia Julie Karen Kate Katie Laura Linda Lisa Lucy Margaret
+    Maria Martha Mary Megan Melissa Michelle Nancy Natalie Nicole Patricia Rachel Rebecca Ruth Sally
+    Samantha Sandra Sara Sarah Sharon Sophie Susan Teresa Victoria Wendy
+    """.split()
+)
+"""First names of women. Names that men commonly have too are in neither list."""
+
+MEN = tuple(
+    """
+    Aaron Adam Alan Albert Andrew Anthony Arthur Ben Benjamin Bill Bob Brian Bruce Carl Charles
+    Daniel David Dennis Donald Edward Eric Frank Fred Gary George Graham Greg Harold Harry Henry
+    Isaac Jack Jacob James Jason Jeremy Jim Joe John Jonathan Joseph Joshua Justin Keith Kevin Larry
+    Louis Luke Martin Matthew Michael Nathan Oliver Oscar Patrick Paul Peter Philip Ralph Richard
+    Robert Roger Ryan Simon Stephen Steven Thomas Tim Tom Victor Vincent Walter William
+    """.split()
+)
+"""First names of men. Names that women commonly have too are in neither list."""
+
+NEUTRAL_PEOPLE = tuple(
+    """
+    teacher doctor student farmer driver lawyer guard player writer worker artist judge captain
+    pilot singer engineer manager officer visitor
+    """.split()
+)
+"""Nouns for persons that name no gender."""
+
+MOODS = ("tired", "happy", "sad", "angry", "calm", "nervous", "busy", "surprised")
+"""Adjectives for how a person looks."""
+
+CAPITALS = MappingProxyType(
+    dict(
+        entry.split(":")
+        for entry in """
+        Afghanistan:Kabul Australia:Canberra Austria:Vienna Belgium:Brussels Britain:London
+        Bulgaria:Sofia Canada:Ottawa China:Beijing Croatia:Zagreb Cuba:Havana Denmark:Copenhagen
+        Egypt:Cairo Finland:Helsinki France:Paris Germany:Berlin Greece:Athens Hungary:Budapest
+        Indonesia:Jakarta Iran:Tehran Iraq:Baghdad Ireland:Dublin Italy:Rome Japan:Tokyo
+        Kenya:Nairobi Lebanon:Beirut Libya:Tripoli Nepal:Kathmandu Norway:Oslo Pakistan:Islamabad
+        Peru:Lima Poland:Warsaw Portugal:Lisbon Qatar:Doha Romania:Bucharest Russia:Moscow
+        Serbia:Belgrade Somalia:Mogadishu Spain:Madrid Sweden:Stockholm Syria:Damascus
+        Thailand:Bangkok Turkey:Ankara Venezuela:Caracas Vietnam:Hanoi
+        """.split()
+    )
+)
+"""The capital of each country. Both names are one word."""
+
+ARGUMENTS = tuple(
+    """
+    load size files last title name path value index count line text data file node list user group
+    type state mode level color width height length order limit source target input output message
+    image page model result test event item query date time code link label score rate step
+    start end offset port host password token method string number object class array block rows
+    shape format version parent child prefix suffix
+    """.split()
+)
+"""Names that arguments of Python functions have."""

@@ -29,7 +29,16 @@ BUDGET_FACTOR = 2  # a run can take this many times its estimate
 class BehaviourForm(BaseModel):
     """Which behaviour to explain."""
 
-    task: Literal["", "ioi", "induction", "greater_than", "agreement"] = Field(
+    task: Literal[
+        "",
+        "ioi",
+        "induction",
+        "greater_than",
+        "agreement",
+        "docstring",
+        "gender",
+        "capitals",
+    ] = Field(
         default="",
         description="A built-in behaviour; leave it empty to give pairs of your own instead.",
     )

@@ -25,6 +25,7 @@ class LoadedModelView(Result):
     n_params: int
     device: str
     dtype: str
+    tasks: list[str] = Field(description="The built-in tasks that suit its tokenizer.")
 
 
 class LoadableModelView(Result):
@@ -54,8 +55,8 @@ async def list_models(context: ToolContext) -> Annotated[CallToolResult, ListMod
     Use it when a model_id was lost, or to see which directories and GGUF files may be loaded. Not
     needed before load_model(model="bundled"). Cost: none.
 
-    Example: list_models() -> loaded [{"model_id": "bundled", ...}], loadable [{"model": "bundled"},
-    ...].
+    Example: list_models() -> loaded [{"model_id": "bundled", "tasks": ["ioi", ...], ...}], loadable
+    [{"model": "bundled"}, ...].
     """
     session = session_of(context)
     loaded = [_loaded_model_view(model) for model in session.models.list_loaded()]
@@ -82,6 +83,7 @@ def _loaded_model_view(loaded: LoadedModel) -> LoadedModelView:
         n_params=info.n_params,
         device=loaded.device,
         dtype=info.dtype,
+        tasks=list(loaded.fitting_tasks),
     )
 
 

@@ -90,6 +90,9 @@ class LoadModelResult(Result):
     tokenizer: bool = Field(
         description="False: prompts must be token ids, and built-in tasks do not apply."
     )
+    tasks: list[str] | None = Field(
+        description="The built-in tasks that suit its tokenizer; null if it is not loaded."
+    )
     fingerprint: str | None = Field(
         description="sha256 of the weights; null if they are not loaded."
     )
@@ -215,6 +218,7 @@ def _outline_result(request: ModelRequest, model_id: str, outline: Outline) -> L
         device=plan.device,
         n_nodes=description.n_nodes,
         tokenizer=description.tokenizer,
+        tasks=None,
         fingerprint=None,
         memory=_memory_view(description, plan.loading_bytes, plan.resident_bytes, plan.device),
         seconds=None,
@@ -238,6 +242,7 @@ def _loaded_result(
         device=loaded.device,
         n_nodes=len(info.nodes()),
         tokenizer=loaded.backend.tokenizer is not None,
+        tasks=list(loaded.fitting_tasks),
         fingerprint=info.fingerprint,
         memory=_memory_view(
             info,

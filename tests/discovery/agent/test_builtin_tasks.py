@@ -11,7 +11,7 @@ import torch
 from discovery import discover, load_model, load_task
 from discovery.agent import verify_run
 from discovery.backends.loading.source import bundled_directory
-from discovery.tasks import BUILTIN
+from discovery.tasks import BUNDLED_TASKS
 
 TWINS = range(10)
 PAIRS = 120
@@ -31,7 +31,7 @@ def untrained(folder: Path, seed: int) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("name", sorted(BUILTIN))
+@pytest.mark.parametrize("name", sorted(BUNDLED_TASKS))
 def test_a_task_gives_a_record_that_holds(name: str, tmp_path: Path) -> None:
     model = load_model("bundled")
     run = discover(model, load_task(name, model), runs_dir=tmp_path)
@@ -47,7 +47,7 @@ def test_a_task_gives_a_record_that_holds(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("name", sorted(BUILTIN))
+@pytest.mark.parametrize("name", sorted(BUNDLED_TASKS))
 def test_untrained_twins_have_no_behaviour(name: str, tmp_path: Path) -> None:
     verdicts = []
     for seed in TWINS:
@@ -63,7 +63,7 @@ def test_untrained_twins_have_no_behaviour(name: str, tmp_path: Path) -> None:
     assert verdicts.count("no_behaviour") >= 9, verdicts
 
 
-@pytest.mark.parametrize("name", sorted(BUILTIN))
+@pytest.mark.parametrize("name", sorted(BUNDLED_TASKS))
 def test_one_untrained_twin_is_refused(name: str, tmp_path: Path) -> None:
     model = load_model(untrained(tmp_path / "twin", 0))
     run = discover(model, load_task(name, model, pairs=PAIRS), runs_dir=tmp_path / "runs")

@@ -35,6 +35,18 @@ class ToyTokenizer:
         return "Xyzzy" in text
 
 
+class UnknownAsOneToken(ToyTokenizer):
+    """A tokenizer that has one token for all words that it does not know: Xyzzy and Plugh."""
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text."""
+        return super().encode(re.sub("Xyzzy|Plugh", "<unk>", text))
+
+    def has_unknown(self, text: str) -> bool:
+        """Return whether the text holds one of the two words."""
+        return "Xyzzy" in text or "Plugh" in text
+
+
 @dataclass(frozen=True)
 class FakeModel:
     """The parts of a model that loading a task needs."""

@@ -1,9 +1,12 @@
-"""The warnings about pairs. Their errors are tested in test_task_file.py."""
+"""The warnings about pairs, and unknown words. Other errors are tested in test_task_file.py."""
 
 from __future__ import annotations
 
+import pytest
+
+from discovery.errors import TaskError
 from discovery.tasks import load_task
-from tests.discovery.tasks.stand_ins import FakeModel
+from tests.discovery.tasks.stand_ins import FakeModel, UnknownAsOneToken
 
 TEXT = {"clean": "the cat sees", "corrupted": "the dog sees", "answer": " fish", "wrong": " bones"}
 IDS = {"clean": [1, 2, 3], "corrupted": [1, 5, 3], "answer": 4, "wrong": 6}
@@ -37,6 +40,18 @@ def test_unknown_words_are_a_warning():
     unknown = TEXT | {"clean": "Xyzzy cat sees", "corrupted": "Xyzzy dog sees"}
     warning = load_task([TEXT, unknown], FakeModel()).warnings[0]
     assert warning.startswith("1 pairs, first pair 2, hold words that the tokenizer does not know")
+    assert "('Xyzzy')" in warning
+
+
+def test_what_unknown_words_make_the_same_names_them():
+    """The message names the words, and not only the token that all of them become."""
+    model = FakeModel(UnknownAsOneToken())
+    sides = TEXT | {"clean": "The Xyzzy sees", "corrupted": "The Plugh sees"}
+    with pytest.raises(TaskError, match="because the tokenizer does not know 'Xyzzy', 'Plugh'"):
+        load_task([sides], model)
+    answers = TEXT | {"clean": "The Xyzzy sees", "corrupted": "The cat sees", "answer": " Plugh"}
+    with pytest.raises(TaskError, match="pair 1, answer: the tokenizer does not know ' Plugh'"):
+        load_task([answers], model)
 
 
 def test_templates_of_few_pairs_are_a_warning():

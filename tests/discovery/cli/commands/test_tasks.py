@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from discovery.tasks import BUILTIN
+from discovery.tasks import BUILTIN, BUNDLED_TASKS
 from tests.discovery.cli.stand_ins import CommandResult
 
 
@@ -19,6 +19,18 @@ def test_the_list(scout: Callable[..., CommandResult]) -> None:
     assert {row["name"]: row["summary"] for row in rows} == {
         task.name: task.summary for task in BUILTIN.values()
     }
+
+
+def test_the_list_for_a_model(scout: Callable[..., CommandResult], model_directory: Path) -> None:
+    """The bundled tokenizer lacks the pronouns; the hand-built model has no tokenizer."""
+    rows = json.loads(scout("tasks", "list", "--model", "bundled", "--json").out)["tasks"]
+    assert [row["name"] for row in rows if row["fits"]] == list(BUNDLED_TASKS)
+    misfits = {row["name"]: row["misfit"] for row in rows}
+    assert misfits["ioi"] is None
+    assert "does not know 'she', 'he'" in misfits["gender"]
+    lines = scout("tasks", "list", "--model", str(model_directory)).out.splitlines()
+    assert len(lines) == len(BUILTIN)
+    assert all("no tokenizer" in line for line in lines)
 
 
 @pytest.fixture

@@ -24,6 +24,8 @@ class WordTokenizer:
         known: the only words that are not <unk>. If None, every word is known.
     """
 
+    pattern = r" ?\d{1,2}| ?[A-Za-z]+| ?[^\sA-Za-z\d]"
+
     def __init__(self, known: set[str] | None = None) -> None:
         self.known = known
         self.pieces = {"<unk>": 0}
@@ -31,7 +33,7 @@ class WordTokenizer:
     def encode(self, text: str) -> list[int]:
         """Return ids that count the pieces in the order in which they were first encoded."""
         ids = []
-        for piece in re.findall(r" ?\d{1,2}| ?[A-Za-z]+| ?[^\sA-Za-z\d]", text):
+        for piece in re.findall(self.pattern, text):
             if self.known is not None and piece.strip() not in self.known:
                 ids.append(0)
                 continue
@@ -46,6 +48,12 @@ class WordTokenizer:
     def has_unknown(self, text: str) -> bool:
         """Whether some piece of the text is <unk>."""
         return 0 in self.encode(text)
+
+
+class DigitTokenizer(WordTokenizer):
+    """A tokenizer with one token for each word with its space, and for each digit."""
+
+    pattern = r"\d| (?=\d)| ?[A-Za-z]+| ?[^\sA-Za-z\d]"
 
 
 class LetterTokenizer:
@@ -93,6 +101,12 @@ def by_words() -> WordTokenizer:
 def tokenizer_that_knows() -> Callable[[set[str]], Tokenizer]:
     """A function that makes a tokenizer which knows only the given words, digits and marks."""
     return WordTokenizer
+
+
+@pytest.fixture
+def by_digits() -> DigitTokenizer:
+    """A tokenizer that knows every word and splits every number."""
+    return DigitTokenizer()
 
 
 @pytest.fixture

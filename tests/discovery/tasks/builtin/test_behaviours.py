@@ -185,3 +185,102 @@ def test_years_that_are_one_token_with_their_century_are_left_out(gpt2: Tokenize
     assert year_sets
     assert all("60" not in years for years in year_sets)
     assert any(len(years) < 10 for years in year_sets)
+
+
+def test_greater_than_names_a_decade_if_digits_are_split(by_digits: Tokenizer) -> None:
+    """The answers are the next two digits of the tens, and the wrong answers the two before.
+
+    The corrupted year has the same last digit, and its decade comes before all of these.
+    """
+    seen = Counter[str]()
+    for pair in generate("greater_than", by_digits, 240, 0):
+        clean, corrupted = str(pair.clean), str(pair.corrupted)
+        tens = word_at(by_digits, pair, "Y")
+        ones = word_at(by_digits, pair, "YY")
+        earlier = word_at(by_digits, pair, "Y", "corrupted")
+        seen[tens] += 1
+        year = int(tens)
+        assert f"{tens}{ones}" in clean
+        assert pair.answer == (str(year + 1), str(year + 2))
+        assert pair.wrong == (str(year - 2), str(year - 1))
+        assert int(earlier) < year - 2
+        ids, other_ids = by_digits.encode(clean), by_digits.encode(corrupted)
+        assert [
+            at
+            for at, pair_of_ids in enumerate(zip(ids, other_ids, strict=True))
+            if len(set(pair_of_ids)) == 2
+        ] == [pair.labels["Y"]]
+        assert by_digits.encode(clean + tens) == [*ids, by_digits.encode(tens)[0]]
+    assert set(seen) == set("34567")
+
+
+def test_docstring_answer_follows_the_last_described_argument(tokenizer: Tokenizer) -> None:
+    """In corrupted another argument, a wrong answer, follows it. The docstring is the same."""
+    for pair in generate("docstring", tokenizer, 120, 0):
+        followers = []
+        for prompt in (str(pair.clean), str(pair.corrupted)):
+            definition, docstring = prompt.split("\n", 1)
+            arguments = definition.removesuffix("):").split(", ")[1:]
+            described = re.findall(r":param (\w+):", docstring)
+            assert described == arguments[: len(described)]
+            assert prompt.endswith("\n    :param")
+            followers.append(f" {arguments[len(described)]}")
+        assert docstring == str(pair.clean).split("\n", 1)[1]
+        assert followers[0] == pair.answer
+        assert followers[1] in pair.wrong
+        assert {pair.answer, *pair.wrong} == {f" {name}" for name in arguments}
+        assert word_at(tokenizer, pair, "C_def") == str(pair.answer).strip()
+        assert word_at(tokenizer, pair, "D_def") == followers[1].strip()
+        assert word_at(tokenizer, pair, "C_def", "corrupted") == followers[1].strip()
+        assert (
+            word_at(tokenizer, pair, "B_def") == word_at(tokenizer, pair, "B_doc") == described[-1]
+        )
+        assert pair.labels["B_def"] < pair.labels["C_def"] < pair.labels["D_def"]
+
+
+def test_docstring_has_the_published_prompt(by_words: Tokenizer) -> None:
+    """Four arguments of which two are described, in the form of Heimersheim and Janiak."""
+    pair = next(p for p in generate("docstring", by_words, 8, 0) if p.template == "four_after_two")
+    form = (
+        r'def \w+\(self, (\w+), (\w+), \w+, \w+\):\n    """The \w+ \w+ \w+\n\n'
+        r"    :param \1: \w+ \w+\n    :param \2: \w+ \w+\n    :param"
+    )
+    assert re.fullmatch(form, str(pair.clean))
+
+
+def test_gender_changes_the_name_alone(tokenizer: Tokenizer) -> None:
+    """The pronoun is that of the name, and both genders occur in every template."""
+    genders: dict[str | None, Counter[str]] = {}
+    for pair in generate("gender", tokenizer, 480, 0):
+        names = [word_at(tokenizer, pair, "name", side) for side in ("clean", "corrupted")]
+        assert str(pair.clean).replace(names[0], names[1]) == pair.corrupted
+        women = [name in words.WOMEN for name in names]
+        men = [name in words.MEN for name in names]
+        assert women == [not is_man for is_man in men]
+        assert women[0] != women[1]
+        assert (pair.answer, pair.wrong) == ((" she", " he") if women[0] else (" he", " she"))
+        genders.setdefault(pair.template, Counter())[str(pair.answer)] += 1
+    assert all(min(counts[" she"], counts[" he"]) >= 8 for counts in genders.values()), genders
+
+
+def test_capitals_are_those_of_the_country(tokenizer: Tokenizer) -> None:
+    """The answer is in neither prompt, and only the country changes."""
+    for pair in generate("capitals", tokenizer, 240, 0):
+        country = word_at(tokenizer, pair, "country")
+        other = word_at(tokenizer, pair, "country", "corrupted")
+        assert pair.answer == f" {words.CAPITALS[country]}"
+        assert pair.wrong == f" {words.CAPITALS[other]}"
+        assert words.CAPITALS[country] not in str(pair.clean)
+        assert words.CAPITALS[other] not in str(pair.clean)
+        assert str(pair.clean).replace(country, other) == pair.corrupted
+
+
+def test_word_lists_of_names_and_capitals() -> None:
+    """Nobody is in both lists of names, each name is a first name, and no city is a country."""
+    assert not set(words.WOMEN) & set(words.MEN)
+    assert set(words.WOMEN) | set(words.MEN) <= set(words.NAMES)
+    assert set(words.NEUTRAL_PEOPLE) <= set(words.PEOPLE)
+    assert len(set(words.CAPITALS.values())) == len(words.CAPITALS)
+    assert not set(words.CAPITALS.values()) & set(words.CAPITALS)
+    assert not set(words.ARGUMENTS) & set(words.OTHER_NOUNS)
+    assert len(set(words.ARGUMENTS)) == len(words.ARGUMENTS)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 
 from discovery.errors import TaskError
-from discovery.tasks.builtin import BUILTIN, generate
+from discovery.tasks.builtin import BUILTIN, find_misfits, generate, words
 from discovery.tasks.pairs import PromptPair, Tokenizer
 
 NAMES = sorted(BUILTIN)
@@ -52,10 +53,10 @@ def test_the_requested_number_of_distinct_pairs_is_spread_over_all_templates(
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_constant_answer_serves_many_pairs(name: str, tokenizer: Tokenizer) -> None:
-    """Otherwise accuracy means nothing. In agreement there are only two answers."""
+    """Otherwise accuracy means nothing. In agreement and gender there are only two answers."""
     pairs = generate(name, tokenizer, 240, 1)
     counts = Counter(answer for pair in pairs for answer in answers(pair, "answer"))
-    assert max(counts.values()) <= (0.6 if name == "agreement" else 0.3) * len(pairs)
+    assert max(counts.values()) <= (0.6 if name in ("agreement", "gender") else 0.3) * len(pairs)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -102,3 +103,32 @@ def test_defaults_are_large_enough_for_a_verdict() -> None:
         assert task.metric == (
             "probability_difference" if task.name == "greater_than" else "logit_difference"
         )
+
+
+def test_a_tokenizer_that_lacks_a_word_of_the_wording_is_refused_by_its_name(
+    tokenizer_that_knows: Callable[[set[str]], Tokenizer],
+) -> None:
+    """All names, nouns and pronouns are known, but not the words around them."""
+    known = {
+        *words.WOMEN,
+        *words.MEN,
+        *words.PLACES,
+        *words.OBJECTS,
+        *words.NEUTRAL_PEOPLE,
+        *words.MOODS,
+        *("The So is such a she he ' t".split()),
+    }
+    with pytest.raises(TaskError, match=r"does not know 'good', 'friend', ',', 'isn'"):
+        generate("gender", tokenizer_that_knows(known), 12, 0)
+    with pytest.raises(TaskError, match=r"2 pronouns .* has 1\. It does not know 'she'\."):
+        generate("gender", tokenizer_that_knows(known - {"she"}), 12, 0)
+
+
+def test_misfits_are_the_tasks_that_cannot_be_drawn(
+    by_words: Tokenizer, by_letters: Tokenizer
+) -> None:
+    assert find_misfits(by_words) == dict.fromkeys(BUILTIN)
+    for tokenizer in (by_letters, None):
+        misfits = find_misfits(tokenizer)
+        assert list(misfits) == list(BUILTIN)
+        assert all(reason and name in reason for name, reason in misfits.items())
