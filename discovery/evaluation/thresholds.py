@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from discovery.graph import RULES_VERSION, RulesVersion
 from discovery.graph.base import Json
+from discovery.tasks.split import ENOUGH_PAIRS
 
 FAITHFULNESS_BAND = (0.8, 1.2)  # (a) f(C)
 REJECTION_BAND = (0.5, 1.5)  # (a) f(C) surely outside this, under one ablation, is a rejection
@@ -30,7 +31,7 @@ FAITHFULNESS_TIE = 1e-4  # (e) values of f that differ by no more are equally go
 MIN_ALTERNATIVES_FOR_P = 19  # (e) with fewer, no p can reach SIGNIFICANCE_LEVEL
 MIN_JACCARD = 0.8  # (f) mean over the resamples
 STABILITY_RESAMPLES = 20  # (f)
-MIN_HELDOUT = 48  # held-out pairs that a verdict needs
+MIN_HELDOUT = ENOUGH_PAIRS  # held-out pairs that a verdict needs
 MIN_PAIRS = 2 * MIN_HELDOUT  # pairs of a task that a verdict needs
 MAX_REFERENCE_DISAGREEMENT = 0.05  # of f by two halves of the prompts whose mean replaces a node
 MIN_REFERENCE_SIZE = 50  # with fewer such prompts `reasons` says that f is relative to them

@@ -23,6 +23,9 @@ MIN_HELDOUT_SHARE = 0.4
 MAX_HELDOUT_SHARE = 0.6
 """The largest share of the pairs that whole templates may hold out."""
 
+ENOUGH_PAIRS = 48
+"""The held-out pairs that a verdict needs. Of twice as many pairs, so many are held out."""
+
 MIN_TEMPLATES = 3
 """With fewer templates, none is held out as a whole."""
 
@@ -108,15 +111,20 @@ def _choose_templates(sizes: dict[str, int]) -> list[str]:
         if heldout < smallest and heldout + size <= largest:
             names.append(name)
             heldout += size
-    if heldout >= smallest:
+    # 40% of 96 pairs are too few for a verdict, and half of them are enough.
+    is_enough = heldout >= ENOUGH_PAIRS or total < 2 * ENOUGH_PAIRS
+    if heldout >= smallest and is_enough:
         return names
-    # The greedy choice got stuck below the smallest share: compare every sum that can be reached.
+    # The greedy choice got stuck, or holds too few pairs: compare every sum that can be reached.
     names_by_sum: dict[int, list[str]] = {0: []}
     for name, size in sizes.items():
         for reached, members in list(names_by_sum.items()):
             names_by_sum.setdefault(reached + size, [*members, name])
-    fitting = (members for count, members in names_by_sum.items() if smallest <= count <= largest)
-    return next(fitting, [])
+    fitting = [count for count in names_by_sum if smallest <= count <= largest]
+    enough = [count for count in fitting if count >= ENOUGH_PAIRS]
+    if total >= 2 * ENOUGH_PAIRS and enough:
+        return names_by_sum[min(enough)]
+    return names_by_sum[fitting[0]] if fitting else []
 
 
 def _hold_out_halves(groups: dict[str, list[int]], rng: random.Random) -> set[int]:

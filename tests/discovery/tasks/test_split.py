@@ -146,3 +146,28 @@ def test_the_method_names_a_few_templates() -> None:
     templates = method.removeprefix("whole templates held out: ")
     assert templates.endswith(" and 8 more")
     assert templates.count(",") == 7
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=8), st.integers(0, 20), st.integers(0, 5))
+def test_96_pairs_are_enough_whatever_their_templates(sizes, more, seed):
+    """At least 48 are held out, and at least 40% of the pairs remain to find a circuit with."""
+    short = max(0, 96 + more - sum(sizes))
+    pairs = pairs_of(*sizes, short) if short else pairs_of(*sizes)
+    names, _ = split_pairs(pairs, seed)
+    assert names.count("heldout") >= min(48, len(pairs) // 2)
+    assert names.count("discovery") >= 2 * len(pairs) // 5
+
+
+def test_96_pairs_of_equal_templates_are_halved():
+    """16 templates of six pairs: eight of them, and not the seven that hold 40%."""
+    for seed in range(5):
+        names, _ = split_pairs(pairs_of(*[6] * 16), seed)
+        assert (names.count("heldout"), names.count("discovery")) == (48, 48)
+
+
+def test_larger_tasks_are_split_as_before():
+    """240 pairs of 16 templates: the seven of the random order that reach 40%."""
+    for seed in range(3):
+        names, _ = split_pairs(pairs_of(*[15] * 16), seed)
+        assert names.count("heldout") == 105
