@@ -2,7 +2,8 @@
 
 `CircuitScoutServer` is the SDK's server with one boundary for errors. An error that a caller can
 fix is answered with its text. Any other exception is a bug: it is answered with the id under which
-the log holds its traceback.
+the log holds its traceback. Every result also passes one boundary for what may leave the server
+(`sendable`).
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from discovery.errors import DiscoveryError, Interrupted
 from mcp_server.errors import LOG, log_bug
 from mcp_server.prompts import add_prompts
 from mcp_server.resources import add_resources
+from mcp_server.server.sendable import Clean, clean_contents, clean_result, make_cleaner
 from mcp_server.session import ServerSettings, Session
 from mcp_server.tools.registry import TOOL_SPECS, build_tools, describe_missing_tools
 from mcp_server.tools.schema import explain_argument_errors
@@ -64,24 +66,29 @@ class CircuitScoutServer(MCPServer[Session]):
     ) -> CallToolResult | InputRequiredResult:
         """Call a tool; the module docstring says how errors are answered."""
         try:
-            return await super().call_tool(name, arguments, context)
+            result = await super().call_tool(name, arguments, context)
         except UnexpectedToolError as error:
-            raise ToolError(self._explain_error(name, error.__cause__ or error)) from None
+            text = self._explain_error(name, error.__cause__ or error)
+            raise ToolError(self._clean_error(text)) from None
         except ToolError as error:
-            raise ToolError(self._explain_refusal(name, error)) from None
+            text = self._explain_refusal(name, error)
+            raise ToolError(self._clean_error(text)) from None
+        return clean_result(result, self._clean)
 
     async def read_resource(
         self, uri: AnyUrl | str, context: Context[Session, Any] | None = None
     ) -> Iterable[ReadResourceContents] | InputRequiredResult:
         """Read a resource; the module docstring says how errors are answered."""
         try:
-            return await super().read_resource(uri, context)
+            contents = await super().read_resource(uri, context)
         except UnexpectedResourceError as error:
             cause = _find_cause(error)
             if isinstance(cause, DiscoveryError):
-                message = self.session.settings.redact_paths(str(cause))
-                raise ResourceNotFoundError(message) from None
+                raise ResourceNotFoundError(self._clean_error(str(cause))) from None
             raise ResourceError(log_bug("a resource", cause)) from None
+        if isinstance(contents, InputRequiredResult):
+            return clean_result(contents, self._clean)
+        return clean_contents(contents, self._clean)
 
     async def get_prompt(
         self,
@@ -104,12 +111,23 @@ class CircuitScoutServer(MCPServer[Session]):
             raise MCPError(INVALID_PARAMS, problem)
         return await super().get_prompt(name, arguments, context)
 
+    @property
+    def _clean(self) -> Clean:
+        """What every text of a result passes; a client on this machine may see its paths."""
+        settings = self.session.settings
+        return make_cleaner(None if settings.is_local else settings.redact_paths)
+
+    @property
+    def _clean_error(self) -> Clean:
+        """What every error passes; the paths of this machine help no client to mend its call."""
+        return make_cleaner(self.session.settings.redact_paths)
+
     def _explain_error(self, name: str, cause: BaseException) -> str:
         """Return the answer to an exception that a tool raised."""
         if isinstance(cause, DiscoveryError):
             if cause.detail:
                 LOG.info("%s: %s Detail: %s", name, cause.cause, cause.detail)
-            return self.session.settings.redact_paths(str(cause))
+            return str(cause)
         if isinstance(cause, Interrupted):
             return "The call was stopped before it was done, because the server ends.\nCall again."
         return log_bug(name, cause)
@@ -120,7 +138,7 @@ class CircuitScoutServer(MCPServer[Session]):
         if tool is not None:
             if isinstance(error.__cause__, ValidationError):
                 return explain_argument_errors(tool, error.__cause__)
-            return self.session.settings.redact_paths(str(error))
+            return str(error)
         if name in {spec.name for spec in TOOL_SPECS}:
             reason = describe_missing_tools(self.session.settings)
             return f"{name} is switched off here.\n{reason}"

@@ -6,11 +6,9 @@ Texts that are shown to a client are redacted here too: they name no path of thi
 
 from __future__ import annotations
 
-import html
-import json
 import re
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from discovery.backends.loading.gguf.files import (
@@ -21,7 +19,7 @@ from discovery.backends.loading.gguf.files import (
 from discovery.backends.loading.source import BUNDLED, MODEL_FORMATS
 from discovery.store import SAE_FOLDER, RunRecord
 from mcp_server.errors import PathNotAllowedError
-from mcp_server.session.settings import ServerSettings
+from mcp_server.session.settings import PATH_ENCODINGS, ServerSettings
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 _SAE_RELEASE_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95}){1,5}")
@@ -31,11 +29,6 @@ _MAX_MODELS = 200  # that are listed
 _MAX_DIRECTORIES = 2000  # that are opened to find them
 _MAX_NAME = 4096  # characters
 _MAX_SHOWN_NAME = 80  # characters of a name in a refusal
-_ENCODINGS: tuple[Callable[[str], str], ...] = (  # ways in which a document may write a path
-    str,
-    html.escape,
-    lambda path: json.dumps(path)[1:-1],
-)
 
 
 class AllowedPaths:
@@ -190,7 +183,7 @@ class AllowedPaths:
         The directories of this server are not shown either.
         """
         for path in sorted(filter(_is_absolute_path, paths), key=len, reverse=True):
-            for encode in _ENCODINGS:
+            for encode in PATH_ENCODINGS:
                 text = text.replace(encode(path), encode(self.format_path(path)))
         return self.settings.redact_paths(text)
 

@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+import html
+import json
+import os
+import re
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, get_args
 
 from discovery.sites import BackendName
 from discovery.store import default_runs_dir
+from discovery.store.directory import default_cache_dir
 
 Toolset = Literal["models", "measure", "techniques", "features", "circuits", "runs"]
 TOOLSETS: tuple[Toolset, ...] = get_args(Toolset)
 ImagePolicy = Literal["include", "omit"]
+PATH_ENCODINGS: tuple[Callable[[str], str], ...] = (
+    str,
+    html.escape,
+    lambda path: json.dumps(path)[1:-1],
+)
+"""The ways in which a document may write a path."""
+
+_HOME = "~"
+_CACHE_VARIABLES = ("HF_HOME", "HF_HUB_CACHE", "TRANSFORMERS_CACHE", "TORCH_HOME")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,23 +65,46 @@ class ServerSettings:
     is_local: bool = True
 
     def redact_paths(self, text: str) -> str:
-        """Return a message without the paths of this machine."""
-        directories = [
-            (self.runs_dir, "the runs directory"),
-            (self.models_dir, "the models directory"),
+        """Return a text without the paths of this machine.
+
+        Not shown are this server's directories, the installation, the caches, the directory in
+        which the server was started, and the home directory.
+        """
+        return self._hidden_pattern.sub(self._name_of, text)
+
+    def _name_of(self, match: re.Match[str]) -> str:
+        name = self._hidden_paths[match[1]]
+        if not match[2]:
+            return name
+        return "~/" if name == _HOME else ""
+
+    @cached_property
+    def _hidden_pattern(self) -> re.Pattern[str]:
+        """Finds the paths of `_hidden_paths`; a name that only begins like one is another one."""
+        paths = sorted(self._hidden_paths, key=len, reverse=True)
+        return re.compile(rf"({'|'.join(map(re.escape, paths))})(?:(/)|(?![\w-]|\.\w))")
+
+    @cached_property
+    def _hidden_paths(self) -> dict[str, str]:
+        """Each path that no client may see, as a text may write it, and its name."""
+        directories: list[tuple[Path | str | None, str]] = [
+            (Path.home(), _HOME),
+            (Path.cwd(), "the server's directory"),
+            (sys.prefix, "the Python environment"),
+            (Path(__file__).parents[2], "the installation"),
+            (default_cache_dir(), "the cache"),
+            *((os.environ.get(name), "the cache") for name in _CACHE_VARIABLES),
             (self.working_dir, "the working directory"),
+            (self.models_dir, "the models directory"),
+            (self.runs_dir, "the runs directory"),
         ]
-        names = {
-            str(form): name
+        return {
+            encode(str(form)): name
             for path, name in directories
-            if path is not None
-            for form in _path_forms(path)
+            if path
+            for form in _path_forms(Path(path))
+            for encode in PATH_ENCODINGS
         }
-        for path in sorted(names, key=len, reverse=True):
-            text = text.replace(f"{path}/", "").replace(path, names[path])
-        for home in _path_forms(Path.home()):
-            text = text.replace(f"{home}/", "~/")
-        return text
 
 
 def _path_forms(path: Path) -> set[Path]:

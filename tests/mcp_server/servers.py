@@ -65,6 +65,14 @@ async def connect_over_stdio(
         yield client
 
 
+def write_huge_model(directory: Path) -> None:
+    """Write the configuration of a model of 5 trillion parameters, which fits nowhere."""
+    directory.mkdir()
+    config = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": 100}
+    config |= {"n_embd": 65_536, "n_layer": 100, "n_head": 64, "n_positions": 128}
+    (directory / "config.json").write_text(json.dumps(config))
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

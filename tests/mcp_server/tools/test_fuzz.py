@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,9 +25,15 @@ from mcp import Client
 from mcp.server.mcpserver.tools import Tool
 from mcp.shared.exceptions import MCPError
 
+import mcp_server
 from mcp_server.session import ServerSettings
 from mcp_server.tools.registry import build_tools
-from tests.mcp_server.servers import INDUCTION_TASK, make_server
+from tests.mcp_server.servers import (
+    INDUCTION_TASK,
+    call_tool_ok,
+    make_server,
+    write_huge_model,
+)
 
 PATHS = [
     "../../../etc/passwd",
@@ -94,9 +103,12 @@ SAFE = {
     "run_id": "nobody",
     "pairs": 2,
 }
+MODELS = ("induction", "huge")
 LEAKS = (
     "Traceback",
     "site-packages",
+    sys.prefix,
+    str(Path(mcp_server.__file__).parents[1]),
     "root:x:0",
     'File "',
     "Internal error",
@@ -132,6 +144,8 @@ def arguments_of(tool: Tool) -> st.SearchStrategy[dict[str, Any]]:
         name: st.just(SAFE[name]) if name in SAFE else values_of(schema)
         for name, schema in fields.items()
     }
+    if "model" in fields:
+        allowed["model"] = st.sampled_from(MODELS)
     spoilt = st.dictionaries(
         st.sampled_from([*fields, "haed", "", "__class__", "self", "context", "behaviour_answer"]),
         HOSTILE,
@@ -151,9 +165,13 @@ CALLS = st.sampled_from(TOOLS).flatmap(
 
 @pytest.fixture
 def linked(models: Path, tmp_path: Path) -> Path:
-    """The models directory behind a symbolic link."""
+    """A models directory behind a symbolic link, with a model that is too large to fit."""
+    target = tmp_path / "models-of-the-fuzz-test"
+    target.mkdir()
+    shutil.copytree(models / "induction", target / "induction")
+    write_huge_model(target / "huge")
     link = tmp_path / "linked-models"
-    link.symlink_to(models, target_is_directory=True)
+    link.symlink_to(target, target_is_directory=True)
     return link
 
 
@@ -199,17 +217,25 @@ def fuzz(ask: Ask, places: tuple[Path, ...], count: int) -> None:
     @given(CALLS)
     def call_spoilt(drawn: tuple[str, dict[str, Any]]) -> None:
         name, arguments = drawn
-        _, text = ask(name, make_cheap(name, arguments))
+        arguments = make_cheap(name, arguments)
+        _, text = ask(name, arguments)
         assert not [leak for leak in leaks if leak in text], (name, text[:1000])
+        assert find_existing_paths(text, str(arguments)) == [], (name, text[:1000])
 
     call_spoilt()
+
+
+def find_existing_paths(text: str, given: str) -> list[str]:
+    """Return the paths of this machine in a text, except for those that the call itself gave."""
+    paths = re.findall(r"/[\w.@-]+(?:/[\w.@-]+)+", text)
+    return [path for path in paths if Path(path).exists() and path not in given]
 
 
 def make_cheap(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
     """Keep a call from the hub, and from work that takes minutes."""
     model = arguments.get("model")
     sae = arguments.get("sae")
-    if name == "load_model" and model != "induction":
+    if name == "load_model" and model not in MODELS:
         is_path = isinstance(model, str) and "/" in model and model.count("/") != 1
         return {**arguments, "model": model if is_path else "induction"}
     if name == "sae_top_features" and isinstance(sae, str) and sae.count("/") == 1:
@@ -248,3 +274,22 @@ async def test_no_resource_leads_out(client: Client, uri: str) -> None:
     with pytest.raises(MCPError) as error:
         await client.read_resource(uri)
     assert not any(leak in str(error.value) for leak in LEAKS)
+
+
+@pytest.mark.anyio
+async def test_a_successful_result_shows_no_path(linked: Path, runs_dir: Path) -> None:
+    server = make_server(linked, runs_dir, is_local=False)
+    async with Client(server) as client:
+        result = await call_tool_ok(client, "load_model", model="huge", load=False)
+    assert "does not fit" in result["warnings"][0]
+    assert "huge" in result["warnings"][0]
+    assert find_existing_paths(json.dumps(result), "") == []
+
+
+@pytest.mark.anyio
+async def test_a_name_that_is_not_utf8_can_be_sent(linked: Path, runs_dir: Path) -> None:
+    """JSON carries no lone surrogate, as which Python reads such a byte."""
+    shutil.copytree(linked / "induction", linked / os.fsdecode(b"caf\xe9"))
+    async with Client(make_server(linked, runs_dir)) as client:
+        result = await call_tool_ok(client, "list_models")
+    assert "caf?" in json.dumps(result)
