@@ -29,6 +29,7 @@ from safetensors.torch import load_file
 from benchmarks.known_circuits.hand_built import KNOWN_CIRCUITS, build_known_circuit
 from benchmarks.output import print_progress
 from discovery import discover, load_model, load_task
+from discovery.store.checksums import is_file_event
 from discovery.tasks import BUNDLED_TASKS
 
 MEMORY_LIMIT = 3 * 2**30  # bytes; a free choice would follow the memory of the machine
@@ -135,7 +136,10 @@ def read_pairs(path: Path) -> list[Any]:
 
 
 def read_measurements(path: Path) -> list[Any]:
-    """Read the stage, the kind and the measured values of each event of a journal."""
+    """Read the stage, the kind and the measured values of each event of a journal.
+
+    Events that only hold the checksum of a file are left out; the arrays are compared themselves.
+    """
     return [
         {
             "stage": event["stage"],
@@ -143,6 +147,7 @@ def read_measurements(path: Path) -> list[Any]:
             "measured": drop_volatile(event.get("measured")),
         }
         for event in _read_lines(path)
+        if not is_file_event(event)
     ]
 
 

@@ -13,6 +13,7 @@ from typing import Any, get_args
 
 from discovery.agent.budget import NEEDED_STAGES
 from discovery.agent.context import RunContext
+from discovery.agent.damage import repair_arrays
 from discovery.agent.extension import find_missing_stages, reopen
 from discovery.agent.outputs import save_interim_record, write_record
 from discovery.agent.planning import (
@@ -225,14 +226,19 @@ def resume_open_run(
         on_event: as in `discover`.
         on_outlook: as in `discover`.
 
+    Damaged arrays are measured again (see `agent.damage`), which is found before the model is
+    loaded.
+
     Raises:
         StoreError: if its model or its pairs are not those that it began with.
         MeasurementError: if the budget is no larger than the run's own.
     """
     settings = read_settings(run)
-    state = read_last_state(run)
     if budget is not None:
         _check_larger_budget(settings.budget, budget)
+    repair_arrays(run, on_event)
+    state = read_last_state(run)
+    if budget is not None:
         settings = settings.model_copy(update={"budget": budget})
         state = reopen(state)
     model, task = reload_model_and_task(run)

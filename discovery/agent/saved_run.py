@@ -177,13 +177,26 @@ def read_last_state(run: Run) -> State:
     """
     for event in reversed(run.events()):
         if "state" in event:
-            try:
-                return State.model_validate(event["state"])
-            except ValidationError:
-                raise StoreError(
-                    f"events.jsonl of run {run.id} holds a damaged state.", "Start a new run."
-                ) from None
+            return _parse_state(run, event["state"])
     return State()
+
+
+def read_states(run: Run) -> list[State]:
+    """Return every state that the run has been in, in order.
+
+    Raises:
+        StoreError: If events.jsonl holds a state that this version does not understand.
+    """
+    return [_parse_state(run, event["state"]) for event in run.events() if "state" in event]
+
+
+def _parse_state(run: Run, state: object) -> State:
+    try:
+        return State.model_validate(state)
+    except ValidationError:
+        raise StoreError(
+            f"events.jsonl of run {run.id} holds a damaged state.", "Start a new run."
+        ) from None
 
 
 def read_saved_task(run: Run, model: Backend) -> Task:

@@ -98,9 +98,11 @@ def verify_run(
         progress: called with the work done, the whole work (if known) and a label.
 
     Raises:
-        StoreError: if there is no such run, if it has no record yet, or if its model has changed.
+        StoreError: if there is no such run, if it has no record yet, if its journal is damaged, or
+            if its model has changed.
     """
     run = open_run(runs_dir, run_id)
+    run.check_journal()
     record = run.load_circuit()
     _require_evaluation(run_id, record)
     model, task = reload_model_and_task(run)

@@ -14,6 +14,7 @@ evaluated on the same held-out pairs. This package needs no torch.
 
 from __future__ import annotations
 
+from discovery.store.checksums import FileDamage
 from discovery.store.directory import (
     RUNS_DIR_VARIABLE,
     RunSummary,
@@ -41,6 +42,7 @@ __all__ = [
     "RUNS_DIR_VARIABLE",
     "SAE_FOLDER",
     "Event",
+    "FileDamage",
     "ModelSource",
     "OnEvent",
     "RankedNode",

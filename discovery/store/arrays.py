@@ -17,28 +17,26 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save
 
 from discovery.errors import StoreError
-from discovery.store.files import explain_disk_errors, write_bytes
+from discovery.store.files import explain_disk_errors
 
 Array = NDArray[Any]
 
 
-def write_arrays(
-    path: Path, arrays: Mapping[str, Array], dtype: DTypeLike, metadata: Mapping[str, str]
-) -> None:
-    """Write arrays to a file in one step.
+def pack_arrays(
+    arrays: Mapping[str, Array], dtype: DTypeLike, metadata: Mapping[str, str]
+) -> bytes:
+    """Return the content of a file of arrays.
 
     Args:
-        path: the file, which ends in .safetensors.
         arrays: the arrays by name.
         dtype: the dtype in which floating-point arrays are stored.
         metadata: what the arrays mean, such as axes and labels.
 
     Raises:
-        StoreError: if the file cannot be written.
         TypeError: if a value is not a numpy array of numbers.
     """
     stored = {name: _to_stored_array(name, array, dtype) for name, array in arrays.items()}
-    write_bytes(path, save(stored, metadata=dict(metadata)))
+    return save(stored, metadata=dict(metadata))
 
 
 def read_arrays(path: Path) -> dict[str, Array]:
@@ -56,7 +54,7 @@ def read_arrays(path: Path) -> dict[str, Array]:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """Return the metadata that `write_arrays` was given.
+    """Return the metadata that `pack_arrays` was given.
 
     Raises:
         StoreError: if the file is missing or damaged.

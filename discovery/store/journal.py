@@ -10,6 +10,7 @@ misleading.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 from collections.abc import Callable, Mapping
@@ -20,6 +21,7 @@ from typing import Any
 
 from discovery.errors import StoreError
 from discovery.graph.strict_json import dumps, loads
+from discovery.store.checksums import JournalExtent
 from discovery.store.files import explain_disk_errors, sync_folder
 
 Event = dict[str, Any]
@@ -46,14 +48,21 @@ def read_events(path: Path) -> list[Event]:
 class Journal:
     """A journal that is open for writing. The run's lock makes sure that there is only one writer.
 
+    Args:
+        path: The file.
+        extent: The part that must be there as it was; None if nothing is known of it.
+
     Raises:
-        StoreError: if a line before the last is damaged.
+        StoreError: if a line before the last is damaged, or if the extent is.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, extent: JournalExtent | None = None) -> None:
         self.path = path
+        if extent is not None:
+            extent.check(path, _read_content(path))
         events, self._size = _read_journal(path)
         self._count = len(events)
+        self._hash = hashlib.sha256(_read_content(path)[: self._size])
         self._lock = threading.Lock()
         with explain_disk_errors(path):
             if path.exists() and path.stat().st_size > self._size:
@@ -86,8 +95,14 @@ class Journal:
             if self._size == 0:
                 sync_folder(self.path.parent)
             self._size += len(line)
+            self._hash.update(line)
             self._count += 1
             return self._count - 1
+
+    @property
+    def extent(self) -> JournalExtent:
+        """What has been written up to now."""
+        return JournalExtent(events=self._count, size=self._size, sha256=self._hash.hexdigest())
 
     def _write(self, descriptor: int, line: bytes) -> None:
         if os.fstat(descriptor).st_size != self._size:
@@ -109,8 +124,7 @@ class Journal:
 
 def _read_journal(path: Path) -> tuple[list[Event], int]:
     """Return the complete events of a journal, and how many bytes they take."""
-    with explain_disk_errors(path):
-        content = path.read_bytes() if path.exists() else b""
+    content = _read_content(path)
     lines = content.split(b"\n")[:-1]
     events: list[Event] = []
     size = 0
@@ -123,6 +137,11 @@ def _read_journal(path: Path) -> tuple[list[Event], int]:
             break
         size += len(line) + 1
     return events, size
+
+
+def _read_content(path: Path) -> bytes:
+    with explain_disk_errors(path):
+        return path.read_bytes() if path.exists() else b""
 
 
 def _parse_event(line: bytes, number: int, path: Path) -> Event:

@@ -25,7 +25,14 @@ from discovery.errors import StoreError
 from discovery.graph import CircuitGraph
 from discovery.graph.base import locate_first_error
 from discovery.graph.strict_json import dumps, loads
-from discovery.store.arrays import Array, read_arrays, read_metadata, write_arrays
+from discovery.store.arrays import Array, pack_arrays, read_arrays, read_metadata
+from discovery.store.checksums import (
+    FileDamage,
+    file_event,
+    find_damage,
+    find_unfinished_write,
+    is_file_event,
+)
 from discovery.store.files import (
     check_name,
     explain_disk_errors,
@@ -64,7 +71,8 @@ class Run:
         if self._lock:
             try:
                 remove_leftovers(path)
-                self._journal = Journal(path / "events.jsonl")
+                self._journal = Journal(path / "events.jsonl", self.record.journal)
+                self._settle_last_write(self._journal)
             except BaseException:
                 self._lock.release()
                 raise
@@ -128,26 +136,58 @@ class Run:
     def update(self, **changes: Any) -> RunRecord:
         """Write run.json with changed fields, and return its new content."""
         self._check_writable()
+        assert self._journal is not None
         record = RunRecord.model_validate(
             {
                 **self.record.model_dump(by_alias=True),
                 **changes,
                 "run_id": self.id,
                 "updated": utc_timestamp(),
+                "journal": self._journal.extent,
             }
         )
         write_json(self.path / "run.json", record)
         return record
 
     def append_event(self, event: Mapping[str, Any]) -> int:
-        """Write one event durably, and return its index; see `Journal.append`."""
+        """Write one event durably, and return its index; see `Journal.append`.
+
+        run.json then says how long the journal is.
+        """
         self._check_writable()
         assert self._journal is not None
-        return self._journal.append(event)
+        index = self._journal.append(event)
+        self.update()
+        return index
 
     def events(self) -> list[Event]:
-        """Return every event so far, without an incomplete last line."""
+        """Return every event so far, without an incomplete last line.
+
+        Events that only say what a file contains are left out; `find_damage` uses them.
+        """
+        return [event for event in self._all_events() if not is_file_event(event)]
+
+    def check_journal(self) -> None:
+        """Raise StoreError if the journal lost events that run.json counts, or if they changed."""
+        extent = self.record.journal
+        path = self.path / "events.jsonl"
+        if extent is not None:
+            extent.check(path, read_bytes(path) if path.exists() else b"")
+
+    def find_damage(self) -> list[FileDamage]:
+        """Return each file of arrays that is not as the run wrote it."""
+        return list(find_damage(self.path, self._all_events()))
+
+    def _all_events(self) -> list[Event]:
         return read_events(self.path / "events.jsonl")
+
+    def _settle_last_write(self, journal: Journal) -> None:
+        """Note that a write was not done which the last event announces, because of a kill."""
+        events = self._all_events()
+        file = find_unfinished_write(self.path, events)
+        if file is not None:
+            path = self.path / file
+            journal.append(file_event(file, read_bytes(path) if path.exists() else None))
 
     def load_pairs(self) -> list[dict[str, Any]]:
         """Return the lines of task.jsonl.
@@ -211,9 +251,21 @@ class Run:
             metadata: what the arrays mean, such as axes and labels.
         """
         self._check_writable()
+        assert self._journal is not None
         path = self._file("arrays", result_id, ".safetensors")
-        write_arrays(path, arrays, dtype, metadata or {})
+        content = pack_arrays(arrays, dtype, metadata or {})
+        self._journal.append(file_event(f"arrays/{path.name}", content))
+        write_bytes(path, content)
         return path
+
+    def remove_arrays(self, file: str) -> None:
+        """Remove a damaged file of arrays, as `find_damage` names it."""
+        self._check_writable()
+        assert self._journal is not None
+        path = self._file("arrays", Path(file).name, ".safetensors")
+        self._journal.append(file_event(f"arrays/{path.name}", None))
+        with explain_disk_errors(path):
+            path.unlink(missing_ok=True)
 
     def load_arrays(self, result_id: str) -> dict[str, Array]:
         """Return the arrays of one result, by name."""

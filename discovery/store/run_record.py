@@ -11,6 +11,7 @@ from pydantic import Field
 
 from discovery.graph import Cost, JsonModel, Provenance
 from discovery.graph.base import Json, OmitsEmptyFields
+from discovery.store.checksums import JournalExtent
 from discovery.store.journal import utc_timestamp
 
 RunStatus = Literal["running", "interrupted", "completed", "failed"]
@@ -55,6 +56,8 @@ class RunRecord(JsonModel):
         updated: when this file was last written, in UTC.
         problem: why the run failed or was interrupted.
         scores: the scores of the SAE that was trained.
+        journal: how long the journal was when this file was written, by which damage to it is
+            found; None in runs of versions that did not record it.
     """
 
     schema_: Literal["circuit-scout/run/1"] = Field(default="circuit-scout/run/1", alias="schema")
@@ -70,6 +73,7 @@ class RunRecord(JsonModel):
     updated: str = Field(default_factory=utc_timestamp)
     problem: str | None = None
     scores: Mapping[str, Json] | None = None
+    journal: JournalExtent | None = None
 
 
 RECORDED_LIBRARIES = (

@@ -9,9 +9,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis.extra import numpy as hnp
+from numpy.typing import DTypeLike
 
 from discovery.errors import StoreError
-from discovery.store.arrays import read_arrays, read_metadata, write_arrays
+from discovery.store.arrays import Array, pack_arrays, read_arrays, read_metadata
+
+
+def write_arrays(
+    path: Path, arrays: dict[str, Array], dtype: DTypeLike, metadata: dict[str, str]
+) -> None:
+    path.write_bytes(pack_arrays(arrays, dtype, metadata))
 
 
 @pytest.fixture(scope="module")
