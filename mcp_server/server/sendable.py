@@ -12,11 +12,13 @@ from typing import Any, TypeVar
 
 from mcp.server.lowlevel.helper_types import ReadResourceContents
 from mcp.types import CallToolResult, InputRequiredResult
+from pydantic import BaseModel
 
-_BINARY_FIELDS = ("data", "blob")  # base64, in which there is nothing to hide
+_BINARY_FIELDS = frozenset({"data", "blob"})  # base64, in which there is nothing to hide
 
 Clean = Callable[[str], str]
 ResultT = TypeVar("ResultT", CallToolResult, InputRequiredResult)
+ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 def make_cleaner(redact: Clean | None) -> Clean:
@@ -37,8 +39,7 @@ def make_cleaner(redact: Clean | None) -> Clean:
 
 def clean_result(result: ResultT, clean: Clean) -> ResultT:
     """Return the result of a tool with every text in it cleaned."""
-    facts = result.model_dump(mode="python", by_alias=True, exclude_unset=True)
-    return type(result).model_validate(_clean_value(facts, clean))
+    return _clean_model(result, clean)
 
 
 def clean_contents(
@@ -51,17 +52,20 @@ def clean_contents(
     ]
 
 
+def _clean_model(model: ModelT, clean: Clean) -> ModelT:
+    names = model.model_fields_set - _BINARY_FIELDS
+    return model.model_copy(
+        update={name: _clean_value(getattr(model, name), clean) for name in names}
+    )
+
+
 def _clean_value(value: Any, clean: Clean) -> Any:
     if isinstance(value, str):
         return clean(value)
+    if isinstance(value, BaseModel):
+        return _clean_model(value, clean)
     if isinstance(value, Mapping):
-        return {name: _clean_field(name, inner, clean) for name, inner in value.items()}
+        return {name: _clean_value(inner, clean) for name, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_clean_value(inner, clean) for inner in value]
     return value
-
-
-def _clean_field(name: object, value: Any, clean: Clean) -> Any:
-    if name in _BINARY_FIELDS and isinstance(value, str):
-        return value
-    return _clean_value(value, clean)
