@@ -17,7 +17,7 @@ from pydantic import BaseModel
 _BINARY_FIELDS = frozenset({"data", "blob"})  # base64, in which there is nothing to hide
 
 Clean = Callable[[str], str]
-ResultT = TypeVar("ResultT", CallToolResult, InputRequiredResult)
+ResultT = TypeVar("ResultT", bound=CallToolResult | InputRequiredResult)
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 

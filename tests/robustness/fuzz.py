@@ -13,7 +13,6 @@ import argparse
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,14 +30,14 @@ from tests.robustness.connections import (
     run_server,
     save_models,
 )
-from tests.robustness.reports import MAX_FAULTS, print_report
+from tests.robustness.reports import MAX_FAULTS, RobustnessReport, print_report
 
 Transport = Literal["stdio", "http"]
 MIN_SUCCESS_SHARE = 0.3  # a call that is refused at once tests little
 
 
 @dataclass(kw_only=True)
-class FuzzReport:
+class FuzzReport(RobustnessReport):
     """What came of the calls.
 
     Attributes:
@@ -46,20 +45,16 @@ class FuzzReport:
         calls: how many calls were made.
         succeeded: how many of them did not end in an error.
         loads: how often a model was loaded again, after a call had unloaded it.
-        seconds: how long it took.
         longest: the longest time that a call took, in seconds.
         by_tool: how many calls of each tool succeeded.
-        faults: what went wrong.
     """
 
     transport: Transport
     calls: int = 0
     succeeded: int = 0
     loads: int = 0
-    seconds: float = 0.0
     longest: float = 0.0
-    by_tool: Counter[str] = field(default_factory=Counter)
-    faults: list[str] = field(default_factory=list)
+    by_tool: dict[str, int] = field(default_factory=dict)
 
     def check(self) -> None:
         """Note as a fault if too few calls succeeded."""
@@ -80,7 +75,7 @@ async def fuzz(client: Client, report: FuzzReport, n_calls: int, seed: int) -> N
         report.longest = max(report.longest, time.monotonic() - began)
         report.calls += 1
         report.succeeded += succeeded
-        report.by_tool[name] += succeeded
+        report.by_tool[name] = report.by_tool.get(name, 0) + succeeded
         faults = find_faults(answer, str(arguments), may_show_paths=report.transport == "stdio")
         report.faults += [f"{name} {str(arguments)[:500]}: {fault}" for fault in faults]
         if name == "unload_model" and succeeded:

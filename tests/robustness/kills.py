@@ -23,7 +23,7 @@ from discovery.store import open_run, run_ids
 from tests.mcp_server.servers import server_environment
 from tests.robustness.calls import MODELS, TASKS
 from tests.robustness.connections import save_models
-from tests.robustness.reports import MAX_FAULTS, print_report
+from tests.robustness.reports import MAX_FAULTS, RobustnessReport, print_report
 
 MODEL = MODELS[0]
 START_SECONDS = 300  # for the folder to appear, also on a busy machine
@@ -31,7 +31,7 @@ KILLS_OF_A_RUN = 4  # on average, before it may end
 
 
 @dataclass(kw_only=True)
-class KillReport:
+class KillReport(RobustnessReport):
     """What came of the kills.
 
     Attributes:
@@ -39,16 +39,12 @@ class KillReport:
         by_stage: how many kills came after each stage.
         runs: how many runs ended after kills.
         run_seconds: how long the undisturbed run took after its folder was there.
-        seconds: how long everything took.
-        faults: what went wrong.
     """
 
     kills: int = 0
     by_stage: dict[str, int] = field(default_factory=dict)
     runs: int = 0
     run_seconds: float = 0.0
-    seconds: float = 0.0
-    faults: list[str] = field(default_factory=list)
 
 
 class KilledRuns:

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import anyio
 
 from tests.robustness.calls import TASKS
 from tests.robustness.connections import ServerProcess, call, connect, run_server, save_models
-from tests.robustness.reports import print_report
+from tests.robustness.reports import RobustnessReport, print_report
 
 MODEL = "induction"
 TASK = {"model_id": MODEL, "task": TASKS[MODEL], "pairs": 4}
@@ -37,7 +37,7 @@ MAX_WAIT_RATIO = 3.0  # of the longest call to the median, with 50 clients
 
 
 @dataclass(kw_only=True)
-class LoadReport:
+class LoadReport(RobustnessReport):
     """How long the calls took, in seconds.
 
     Attributes:
@@ -46,8 +46,6 @@ class LoadReport:
         median: the median time of a call, its wait for the device included.
         longest: the longest time of a call.
         ratio: the longest time as a multiple of the median.
-        seconds: how long everything took.
-        faults: what went wrong.
     """
 
     clients: int
@@ -55,8 +53,6 @@ class LoadReport:
     median: float = 0.0
     longest: float = 0.0
     ratio: float = 0.0
-    seconds: float = 0.0
-    faults: list[str] = field(default_factory=list)
 
 
 async def run(n_clients: int, n_calls: int, seed: int, folder: Path) -> LoadReport:

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from mcp import Client
 from tests.robustness.calls import CallMaker
 from tests.robustness.connections import call, connect, find_faults, run_server, save_models
 from tests.robustness.fuzz import load_models
-from tests.robustness.reports import MAX_FAULTS, print_report
+from tests.robustness.reports import MAX_FAULTS, RobustnessReport, print_report
 
 RUN = {"model_id": "bundled", "task": "ioi", "wait_seconds": 0}
 WARM_UP_SHARE = 0.3  # of the time, after which memory must not grow
@@ -35,7 +35,7 @@ HALF_TIME = 0.65  # after the warm-up, where memory is compared
 
 
 @dataclass(kw_only=True)
-class SoakReport:
+class SoakReport(RobustnessReport):
     """What came of the calls.
 
     Attributes:
@@ -48,7 +48,6 @@ class SoakReport:
         longest: the longest time of a call, in seconds.
         memory_after_warm_up: the largest resident memory between 30% and 65% of the time, in MB.
         memory_at_end: the largest resident memory after that, in MB.
-        faults: what went wrong.
     """
 
     minutes: float
@@ -60,7 +59,6 @@ class SoakReport:
     longest: float = 0.0
     memory_after_warm_up: float = 0.0
     memory_at_end: float = 0.0
-    faults: list[str] = field(default_factory=list)
 
 
 class Soak:
@@ -90,6 +88,7 @@ class Soak:
             await self._make_call(*maker.draw())
             self._memory.append((passed / seconds, self._process.memory_info().rss / 1e6))
         await self._wait_for_last_run()
+        self._report.seconds = time.monotonic() - start
         self._summarise()
 
     async def _make_call(self, name: str, arguments: dict[str, Any]) -> None:
