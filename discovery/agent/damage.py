@@ -23,11 +23,11 @@ def repair_arrays(run: Run, on_event: OnEvent | None = None) -> None:
     The journal says so, and so does `on_event`.
 
     Args:
-        run: The run, open for writing.
-        on_event: Called with the event if there was damage.
+        run: the run, open for writing.
+        on_event: called with the event if there was damage.
 
     Raises:
-        StoreError: If the journal holds a damaged state.
+        StoreError: if the journal holds a damaged state.
     """
     damage = run.find_damage()
     if not damage:

@@ -185,7 +185,7 @@ def read_states(run: Run) -> list[State]:
     """Return every state that the run has been in, in order.
 
     Raises:
-        StoreError: If events.jsonl holds a state that this version does not understand.
+        StoreError: if events.jsonl holds a state that this version does not understand.
     """
     return [_parse_state(run, event["state"]) for event in run.events() if "state" in event]
 

@@ -26,9 +26,9 @@ class JournalExtent(JsonModel):
     """The part of a journal that was written before run.json.
 
     Attributes:
-        events: How many events it has.
-        size: How many bytes they take.
-        sha256: The checksum of these bytes.
+        events: how many events it has.
+        size: how many bytes they take.
+        sha256: the checksum of these bytes.
     """
 
     events: int
@@ -48,11 +48,11 @@ class JournalExtent(JsonModel):
         """Raise StoreError unless a journal begins with this part.
 
         Args:
-            path: The journal.
-            content: What is in it now.
+            path: the journal.
+            content: what is in it now.
 
         Raises:
-            StoreError: If events were lost or changed.
+            StoreError: if events were lost or changed.
         """
         if hashlib.sha256(content[: self.size]).hexdigest() == self.sha256:
             return
@@ -71,9 +71,9 @@ class FileDamage:
     """A file of a run that is not as the run wrote it.
 
     Attributes:
-        file: Its path inside the folder of the run, such as arrays/edges.safetensors.
-        problem: What is wrong with it.
-        stage: The stage that wrote it; None if that stage did not end.
+        file: its path inside the folder of the run, such as arrays/edges.safetensors.
+        problem: what is wrong with it.
+        stage: the stage that wrote it; None if that stage did not end.
     """
 
     file: str
@@ -114,8 +114,8 @@ def find_damage(folder: Path, events: Sequence[Mapping[str, Any]]) -> Iterator[F
     Files of a run of an earlier version, which kept no checksums, are not checked.
 
     Args:
-        folder: The folder of the run.
-        events: Its whole journal, after an unfinished write was settled.
+        folder: the folder of the run.
+        events: its whole journal, after an unfinished write was settled.
     """
     last = {event["file"]: number for number, event in enumerate(events) if is_file_event(event)}
     for file, number in sorted(last.items()):

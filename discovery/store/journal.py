@@ -49,8 +49,8 @@ class Journal:
     """A journal that is open for writing. The run's lock makes sure that there is only one writer.
 
     Args:
-        path: The file.
-        extent: The part that must be there as it was; None if nothing is known of it.
+        path: the file.
+        extent: the part that must be there as it was; None if nothing is known of it.
 
     Raises:
         StoreError: if a line before the last is damaged, or if the extent is.
