@@ -41,8 +41,15 @@ HOSTILE: tuple[Any, ...] = (
 )
 UNKNOWN_NAMES = ("haed", "", "__class__", "self", "context")
 LEFT_OUT = frozenset({"remote", "device", "device_map", "backend", "dtype", "sae", "text"})
-SPOILT_SHARE = 0.35  # of the calls
-OPTIONAL_SHARE = 0.3  # of the optional arguments, which a call gives
+EASY_TOOLS = frozenset(
+    "ablate_heads check_task direct_logit_attribution evaluate_circuit get_circuit list_models "
+    "list_runs load_model logit_lens patch_sweep run_status run_with_cache".split()
+)
+"""Tools that need no SAE; they are called more often, because the models here have none."""
+
+EASY_WEIGHT = 4
+SPOILT_SHARE = 0.3  # of the calls
+OPTIONAL_SHARE = 0.2  # of the optional arguments, which a call gives
 
 
 @dataclass(kw_only=True)
@@ -64,7 +71,8 @@ class CallMaker:
 
     def draw(self) -> tuple[str, dict[str, Any]]:
         """Return the name of a tool, and arguments that cost little."""
-        name, schema = self._random.choice(self.tools)
+        weights = [EASY_WEIGHT if name in EASY_TOOLS else 1 for name, _ in self.tools]
+        ((name, schema),) = self._random.choices(self.tools, weights)
         arguments = self._draw_right_arguments(schema)
         if self._random.random() < SPOILT_SHARE:
             self._spoil(arguments, schema)

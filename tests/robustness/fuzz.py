@@ -10,6 +10,7 @@ seed, except for the ids of runs.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 import time
@@ -21,7 +22,7 @@ from typing import Literal
 import anyio
 from mcp import Client
 
-from tests.robustness.calls import MODELS, CallMaker
+from tests.robustness.calls import MODELS, TASKS, CallMaker
 from tests.robustness.connections import (
     call,
     connect,
@@ -65,8 +66,8 @@ class FuzzReport(RobustnessReport):
 async def fuzz(client: Client, report: FuzzReport, n_calls: int, seed: int) -> None:
     """Make the calls one after the other, and note what came of them."""
     tools = [(tool.name, tool.input_schema) for tool in (await client.list_tools()).tools]
-    maker = CallMaker(tools=tools, seed=seed)
     await load_models(client)
+    maker = CallMaker(tools=tools, seed=seed, run_ids=[await make_run(client)])
     start = time.monotonic()
     while report.calls < n_calls and len(report.faults) < MAX_FAULTS:
         name, arguments = maker.draw()
@@ -84,6 +85,15 @@ async def fuzz(client: Client, report: FuzzReport, n_calls: int, seed: int) -> N
     await load_models(client)  # it still answers
     report.seconds = time.monotonic() - start
     report.check()
+
+
+async def make_run(client: Client) -> str:
+    """Start a run, which the calls can name, and return its id."""
+    arguments = {"model_id": MODELS[0], "task": TASKS[MODELS[0]], "wait_seconds": 0}
+    succeeded, answer = await call(client, "discover_circuit", arguments)
+    if not succeeded:
+        raise RuntimeError(f"no run can be started: {answer[:500]}")
+    return str(json.loads(answer.splitlines()[-1])["run_id"])
 
 
 async def load_models(client: Client) -> None:
