@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from discovery.graph import CircuitGraph
     from discovery.methods.ablation import ablate_heads
     from discovery.methods.behaviour import check_task
+    from discovery.methods.edits import EditSet, cell_edits, run_with_edits
     from discovery.methods.features import (
         add_features,
         edit_features,
@@ -34,8 +35,10 @@ if TYPE_CHECKING:
 
 _MODULE_OF = {
     "CircuitGraph": "discovery.graph",
+    "EditSet": "discovery.methods.edits",
     "ablate_heads": "discovery.methods.ablation",
     "add_features": "discovery.methods.features",
+    "cell_edits": "discovery.methods.edits",
     "check_task": "discovery.methods.behaviour",
     "direct_logit_attribution": "discovery.methods.readout",
     "discover": "discovery.agent",
@@ -49,14 +52,17 @@ _MODULE_OF = {
     "logit_lens": "discovery.methods.readout",
     "patch_sweep": "discovery.methods.patching",
     "run_with_cache": "discovery.methods.prompt_run",
+    "run_with_edits": "discovery.methods.edits",
     "sae_top_features": "discovery.methods.features",
     "train_sae": "discovery.features.training",
 }
 
 __all__ = [
     "CircuitGraph",
+    "EditSet",
     "ablate_heads",
     "add_features",
+    "cell_edits",
     "check_task",
     "direct_logit_attribution",
     "discover",
@@ -70,6 +76,7 @@ __all__ = [
     "logit_lens",
     "patch_sweep",
     "run_with_cache",
+    "run_with_edits",
     "sae_top_features",
     "train_sae",
 ]

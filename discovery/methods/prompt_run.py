@@ -115,7 +115,7 @@ def run_with_cache(
         MemoryLimitError: if the memory does not suffice.
     """
     began = time.monotonic()
-    ids = _encode_prompt(model, prompt)
+    ids = encode_prompt(model, prompt)
     kept_sites = [site for name in sites for site in _expand_sites(model, name)]
     info = model.info
     summary_kinds: list[ActivationKind] = ["resid_post", "attn_out"]
@@ -182,7 +182,13 @@ def summarise_activation(
     )
 
 
-def _encode_prompt(model: Backend, prompt: Prompt) -> tuple[int, ...]:
+def encode_prompt(model: Backend, prompt: Prompt) -> tuple[int, ...]:
+    """Return the token ids of a prompt.
+
+    Raises:
+        MeasurementError: if it is empty, too long, or text for a model without a tokenizer, or if a
+            token id does not exist.
+    """
     if isinstance(prompt, str):
         if model.tokenizer is None:
             raise MeasurementError(

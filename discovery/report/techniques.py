@@ -106,3 +106,37 @@ def draw_bars(
     axes.set_xlabel(scale)
     axes.set_title(escape_for_font(title), fontsize=10, parse_math=False)
     return to_png(figure)
+
+
+class DrawnTokenChange(Protocol):
+    """A token's probability before and after an intervention."""
+
+    @property
+    def text(self) -> str: ...
+    @property
+    def before(self) -> float: ...
+    @property
+    def after(self) -> float: ...
+
+
+def draw_token_changes(tokens: Sequence[DrawnTokenChange], *, title: str) -> bytes:
+    """Draw the probability of each token before and after an intervention; the first is on top.
+
+    Args:
+        tokens: the tokens.
+        title: the title above the picture.
+    """
+    figure = new_figure(6.4, max(2.4, 0.4 * len(tokens) + 1.2))
+    axes = figure.add_subplot()
+    places = list(range(len(tokens)))
+    before = [place - 0.2 for place in places]
+    after = [place + 0.2 for place in places]
+    axes.barh(before, [token.before for token in tokens], 0.4, color="#aaaaaa", label="before")
+    axes.barh(after, [token.after for token in tokens], 0.4, color=COLOUR_UP, label="after")
+    labels = [shorten_label(repr(token.text)) for token in tokens]
+    axes.set_yticks(places, labels=labels, fontsize=8, parse_math=False)
+    axes.invert_yaxis()
+    axes.set_xlabel("probability")
+    axes.legend(fontsize=8)
+    axes.set_title(escape_for_font(title), fontsize=10, parse_math=False)
+    return to_png(figure)

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from discovery.methods.ablation import ablate_heads
     from discovery.methods.behaviour import check_task
     from discovery.methods.controls import compare_with_controls
+    from discovery.methods.edits import run_with_edits
     from discovery.methods.features import (
         Sampling,
         edit_features,
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
     from discovery.methods.prompt_run import run_with_cache, summarise_activation
     from discovery.methods.readout import direct_logit_attribution, logit_lens
     from discovery.report import draw_heatmap
-    from discovery.report.techniques import draw_bars, draw_lens
+    from discovery.report.techniques import draw_bars, draw_lens, draw_token_changes
 
 _MODULES = {
     "Cell": "discovery.methods.patching",
@@ -76,6 +77,7 @@ _MODULES = {
     "draw_bars": "discovery.report.techniques",
     "draw_heatmap": "discovery.report",
     "draw_lens": "discovery.report.techniques",
+    "draw_token_changes": "discovery.report.techniques",
     "edit_features": "discovery.methods.features",
     "estimate_cost": "discovery.agent",
     "estimate_load_memory": "discovery.backends.loading.backend_choice",
@@ -97,6 +99,7 @@ _MODULES = {
     "require_fit": "discovery.backends.loading.backend_choice",
     "resume_open_run": "discovery.agent",
     "run_with_cache": "discovery.methods.prompt_run",
+    "run_with_edits": "discovery.methods.edits",
     "sae_top_features": "discovery.methods.features",
     "summarise_activation": "discovery.methods.prompt_run",
     "top_cells": "discovery.methods.patching",
@@ -124,6 +127,7 @@ __all__ = [
     "draw_bars",
     "draw_heatmap",
     "draw_lens",
+    "draw_token_changes",
     "edit_features",
     "estimate_cost",
     "estimate_load_memory",
@@ -146,6 +150,7 @@ __all__ = [
     "require_fit",
     "resume_open_run",
     "run_with_cache",
+    "run_with_edits",
     "sae_top_features",
     "summarise_activation",
     "top_cells",

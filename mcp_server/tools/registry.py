@@ -36,6 +36,7 @@ from mcp_server.tools.runs.run_status import run_status
 from mcp_server.tools.schema import close_schema
 from mcp_server.tools.techniques.direct_logit_attribution import direct_logit_attribution
 from mcp_server.tools.techniques.logit_lens import logit_lens
+from mcp_server.tools.techniques.run_with_edits import run_with_edits
 
 __all__ = ["TOOL_SPECS", "ToolSpec", "build_tools", "describe_missing_tools"]
 
@@ -105,6 +106,7 @@ TOOL_SPECS: tuple[ToolSpec, ...] = (
     ToolSpec(
         function=direct_logit_attribution, title="Who writes the answer", toolset="techniques"
     ),
+    ToolSpec(function=run_with_edits, title="Run with edits", toolset="techniques"),
     ToolSpec(
         function=sae_top_features,
         title="Top features of an SAE",

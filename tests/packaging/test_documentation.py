@@ -175,7 +175,8 @@ def test_the_usage_in_the_interfaces_lists_every_command_and_verb() -> None:
         with pytest.raises(TextRequested):
             parser.parse_args([command, "--help"])
         for verb in re.findall(
-            r"(?:\[|\| )(list|show|verify|features|export|check|info|train|lens|attribution)\b",
+            r"(?:\[|\| )(list|show|verify|features|export|check|info|train|lens|attribution|"
+            r"edits)\b",
             flags,
         ):
             with pytest.raises(TextRequested):
