@@ -18,7 +18,6 @@ from dataclasses import dataclass
 
 from discovery.agent.budget import BudgetPlan, plan_budget
 from discovery.agent.context import SEARCH_PAIRS
-from discovery.agent.search.faults import MAX_SINGLE_CONTEXTS
 from discovery.agent.search.fit import MAX_CURVE_SIZES, START_SURPLUS
 from discovery.agent.search.measured import SCREEN_PAIRS
 from discovery.agent.stages.nodes import RANKING_PAIRS
@@ -33,6 +32,7 @@ from discovery.engine import SIDES, Engine, Meter
 from discovery.evaluation import SplitEvaluator, thresholds
 from discovery.evaluation.alternatives import ALTERNATIVE_SCREENING_PAIRS
 from discovery.evaluation.completeness import BLOCK_SIZE, N_PARTITIONS
+from discovery.evaluation.contexts import CONTEXT_PAIRS, MAX_SCREENED, N_PARTNERS_BY_DROP
 from discovery.graph import EVIDENCE_ABLATIONS
 from discovery.methods.ablation import NodeSet, SetMetric
 from discovery.methods.patching import estimate_node_effects, plan_sweep
@@ -42,6 +42,7 @@ from discovery.tasks.task import Task
 # What the search does before it ends, as seen in runs on models of 8 to 20 nodes.
 SEARCH_ROUNDS = 5  # of leaving nodes out and of adding them
 EXAMINED_OUTSIDE_SHARE = 1 / 4  # of the universe, in each round, beside the circuit's own nodes
+SHORT_SHARE = 1 / 4  # of the circuit's nodes, which are tried in contexts (d)
 PAIRS_PER_SCREEN = 1.5  # times SCREEN_PAIRS: most nodes are decided by these, some need all pairs
 NEAR_BOUND_SHARE = 0.5  # of the checked nodes, which are measured on all held-out pairs
 NEW_STABILITY_SETS = 0.1  # of the sets of a repeated search that no search has measured
@@ -261,7 +262,9 @@ class StageEstimator:
         rounds = (
             SEARCH_ROUNDS * examined * PAIRS_PER_SCREEN * min(SCREEN_PAIRS, self.n_search_pairs)
         )
-        contexts = size * min(size, MAX_SINGLE_CONTEXTS) * self.n_search_pairs
+        screened = 2 * min(size, N_PARTNERS_BY_DROP) * min(SCREENING_PAIRS, self.n_search_pairs)
+        compared = 2 * min(size, MAX_SCREENED) * min(CONTEXT_PAIRS, self.n_search_pairs)
+        contexts = SHORT_SHARE * size * (screened + compared)
         return len(EVIDENCE_ABLATIONS) * (rounds + contexts)
 
     def _count_heldout_rows(self, size: int) -> float:

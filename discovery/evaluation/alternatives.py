@@ -32,7 +32,9 @@ from discovery.sites import Node
 
 CONTROL_LABEL = "random circuits"
 ALTERNATIVE_SCREENING_PAIRS = 8  # each alternative is first measured on so many pairs
-CLEAR_DISTANCE = 0.5  # |1 − f| that is worse by this much on the first pairs is worse on all
+CLEAR_DISTANCES = {8: 0.5, 16: 0.25}  # |1 − f| that is worse by so much on so many pairs is worse
+CLEAR_GAP = 0.06  # a gap (c) that is smaller than its limit by so much on the first pairs is small
+BATCH_SIZE = 23  # alternatives that are compared at once after the first ones
 NODES_PER_STEP = 8  # gaps of an alternative that are measured at once
 
 NodeGroup = tuple[list[Node], int]
@@ -95,7 +97,8 @@ def find_rivals(
     max_rivals = len(alternatives)
     if rules != 1 and n_possible > thresholds.MAX_ALTERNATIVES:
         first = thresholds.FIRST_ALTERNATIVES
-        batches = [alternatives[:first], alternatives[first:]]
+        ends = [0, *range(first, len(alternatives), BATCH_SIZE), len(alternatives)]
+        batches = [alternatives[begin:end] for begin, end in itertools.pairwise(ends)]
         # (e) fails from here on.
         max_rivals = int(thresholds.SIGNIFICANCE_LEVEL * (1 + len(alternatives)))
     rivals: list[NodeSet] = []
@@ -126,13 +129,12 @@ def _as_faithful_sets(
     (own,) = f([circuit], CONTROL_LABEL, pairs).tolist()
     max_distance = abs(1 - own) + thresholds.FAITHFULNESS_TIE
     near = list(alternatives)
-    if rules != 1:
-        few = min(ALTERNATIVE_SCREENING_PAIRS, pairs)
-        screened = f(near, CONTROL_LABEL, few).tolist()
+    for few, clear_distance in CLEAR_DISTANCES.items() if rules != 1 else ():
+        screened = f(near, CONTROL_LABEL, min(few, pairs)).tolist()
         near = [
             nodes
             for nodes, value in zip(near, screened, strict=True)
-            if abs(1 - value) <= max_distance + CLEAR_DISTANCE
+            if abs(1 - value) <= max_distance + clear_distance
         ]
     values = f(near, CONTROL_LABEL, pairs).tolist()
     return [
@@ -196,20 +198,41 @@ def _meets_b_and_c(
 ) -> bool:
     """Whether an alternative too is necessary (b) and complete (c), by point values.
 
-    Gaps are measured a few at a time, because the first one that is too large decides.
+    All gaps are measured on a few pairs first. Those that are not clearly small are measured on all
+    pairs, the largest first and a few at a time, because the first one that is too large decides.
     """
     low, high = thresholds.KNOCKOUT_BAND
     if not low <= float(f([f.everything - nodes], CONTROL_LABEL, pairs)[0]) <= high:
         return False
+    few = min(ALTERNATIVE_SCREENING_PAIRS, pairs)
     outside, _ = choose_outside_nodes(f, nodes, ranking, seed)
-    for step in _split_into_steps(outside):
-        if max(measure_gaps_out(f, nodes, step, pairs).values()) > thresholds.MAX_GAP_OUT:
-            return False
-    for step in _split_into_steps(sorted(nodes)):
-        if max(measure_gaps_in(f, nodes, pairs, step).values()) > thresholds.MAX_GAP_IN:
+    inside = sorted(nodes)
+    excess_on_few = {
+        **_excesses(f, nodes, [], outside, few),
+        **_excesses(f, nodes, inside, [], few),
+    }
+    near = [v for v, excess in excess_on_few.items() if excess > -CLEAR_GAP or pairs == few]
+    by_excess = sorted(near, key=lambda v: (-excess_on_few[v], v))
+    for begin in range(0, len(by_excess), NODES_PER_STEP):
+        step = by_excess[begin : begin + NODES_PER_STEP]
+        own = [u for u in step if u in nodes]
+        others = [v for v in step if v not in nodes]
+        if max(_excesses(f, nodes, own, others, pairs).values()) > 0:
             return False
     return True
 
 
-def _split_into_steps(nodes: Sequence[Node]) -> list[Sequence[Node]]:
-    return [nodes[begin : begin + NODES_PER_STEP] for begin in range(0, len(nodes), NODES_PER_STEP)]
+def _excesses(
+    f: SetFunction,
+    circuit: NodeSet,
+    inside: Sequence[Node],
+    outside: Sequence[Node],
+    pairs: int,
+) -> dict[Node, float]:
+    """Return by how much gaps (c) exceed their limits; a negative number if they do not."""
+    gaps_in = measure_gaps_in(f, circuit, pairs, inside) if inside else {}
+    gaps_out = measure_gaps_out(f, circuit, outside, pairs) if outside else {}
+    return {
+        **{u: gap - thresholds.MAX_GAP_IN for u, gap in gaps_in.items()},
+        **{v: gap - thresholds.MAX_GAP_OUT for v, gap in gaps_out.items()},
+    }

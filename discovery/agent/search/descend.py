@@ -2,27 +2,30 @@
 
 Nodes that change f by less than 0.02 when they are left out alone are left out together, as many of
 the weakest as (a) and (b) allow. Such a group may hold a backup: a node that matters only once
-another one is ablated. Then |f(C∖u) − f(U∖u)| has grown for that other node u (c), and the smallest
-part of the group that mends it comes back.
+another one is ablated. Then |f(C∖u) − f(U∖u)| has grown for that other node u (c), and the part of
+the group that closes this gap comes back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from discovery.agent.search.backups import find_all_backups, measure_gaps_in
 from discovery.agent.search.decision import Decision, OnDecision, format_nodes
-from discovery.agent.search.faults import measure_gaps_in
 from discovery.agent.search.fit import WITH_MARGIN, measure_fits, total_excess
 from discovery.agent.search.measured import SearchFunctions
-from discovery.agent.search.subsets import find_sufficient_subset
 from discovery.evaluation import thresholds
+from discovery.graph import EvidenceAblation
 from discovery.methods.ablation import NodeSet
 from discovery.sites import Node
 
-GROUP_SHARES = (1.0, 0.75, 0.5, 0.25, 0.125)  # of the weak nodes, left out together
-MAX_SINGLES = 8  # weak nodes that are tried one at a time if no group can go
+MAX_SINGLES = 8  # weak nodes that are tried alone if the weakest one cannot go
 MAX_ROUNDS = 40
+BISECTION_STEP = 0.15  # the bisection ends when it knows a group's size up to this share of it
+
+Drops = Mapping[EvidenceAblation, Mapping[Node, float]]
+"""f(C) − f(C∖u) of each node u of a circuit, under each ablation."""
 
 
 @dataclass
@@ -34,14 +37,14 @@ class Descent:
         on_decision: Called with each decision.
         circuit: The set that the search has reached.
         contexts: For nodes that came back, the node whose backup they are.
-        held: Nodes that are not left out again.
+        required: Nodes that are not left out again.
     """
 
     functions: SearchFunctions
     on_decision: OnDecision
     circuit: NodeSet
     contexts: dict[Node, list[NodeSet]] = field(default_factory=dict)
-    held: set[Node] = field(default_factory=set)
+    required: set[Node] = field(default_factory=set)
 
     def run(self) -> None:
         """Leave nodes out until none can go.
@@ -50,38 +53,74 @@ class Descent:
             BudgetError: If the budget ends; `circuit` is the best set by then.
         """
         for _ in range(MAX_ROUNDS):
-            dropped = self._choose_group(self._weak_nodes())
-            if not dropped:
+            group = self._choose_group()
+            if not group:
                 return
-            self._leave_out(dropped)
+            self._leave_out(group)
 
-    def _weak_nodes(self) -> list[Node]:
-        """Return the nodes whose drop is below 0.02 under both ablations, the weakest first.
+    def _choose_group(self) -> NodeSet:
+        """Return a large group of the weakest nodes that can go; empty if none can."""
+        drops = self._measure_drops()
+        weak = self._sort_weak(drops)
+        if not weak:
+            return frozenset()
+        group = self._find_largest_group(weak)
+        return group or self._find_others(weak, drops)
 
-        A few pairs are enough, since what is left out together is measured on all.
+    def _measure_drops(self) -> Drops:
+        """Measure every node's drop on a few pairs.
+
+        They are enough, since what is left out together is measured on all.
         """
-        nodes = sorted(self.circuit - self.held)
-        largest = dict.fromkeys(nodes, 0.0)
-        for f in self.functions.values():
+        nodes = sorted(self.circuit - self.required)
+        drops: dict[EvidenceAblation, dict[Node, float]] = {}
+        for ablation, f in self.functions.items():
             without = [self.circuit - {u} for u in nodes]
-            drops = f.differences([self.circuit] * len(nodes), without, [], "leaving nodes out")
-            for node, drop in zip(nodes, drops.abs().tolist(), strict=True):
-                largest[node] = max(largest[node], drop)
-        weak = [node for node in nodes if largest[node] < thresholds.MIN_DROP]
-        return sorted(weak, key=lambda node: (largest[node], node))
+            values = f.differences([self.circuit] * len(nodes), without, [], "leaving nodes out")
+            drops[ablation] = dict(zip(nodes, values.tolist(), strict=True))
+        return drops
 
-    def _choose_group(self, weak: Sequence[Node]) -> NodeSet:
-        """Return the largest group of the weakest nodes that can go; empty if none can."""
-        counts = sorted({round(share * len(weak)) for share in GROUP_SHARES} - {0}, reverse=True)
-        groups = [frozenset(weak[:count]) for count in counts]
-        groups = [group for group in groups if group != self.circuit]
-        for group in groups:
-            if self._can_go([group])[0]:
-                return group
-        singles = [frozenset({node}) for node in weak[:MAX_SINGLES] if len(self.circuit) > 1]
-        outcomes = self._can_go(singles)
-        self.held.update(*(s for s, can_go in zip(singles, outcomes, strict=True) if not can_go))
-        return next((s for s, can_go in zip(singles, outcomes, strict=True) if can_go), frozenset())
+    def _sort_weak(self, drops: Drops) -> list[Node]:
+        """Return the nodes whose drop is below 0.02 under both ablations, the weakest first."""
+        nodes = sorted(self.circuit - self.required)
+        largest = {u: max(abs(by_node[u]) for by_node in drops.values()) for u in nodes}
+        weak = [u for u in nodes if largest[u] < thresholds.MIN_DROP]
+        return sorted(weak, key=lambda u: (largest[u], u))
+
+    def _find_largest_group(self, weak: Sequence[Node]) -> NodeSet:
+        """Return about as many of the weakest nodes as can go together, found by bisection."""
+        most = len(weak) - (len(weak) == len(self.circuit))
+        low, high = 0, most + 1  # the first `low` nodes can go
+        size = most
+        while size > low:
+            if self._can_go([frozenset(weak[:size])])[0]:
+                low = size
+            else:
+                high = size
+            if high - low <= max(1, BISECTION_STEP * low):
+                break
+            size = (low + high) // 2
+        return frozenset(weak[:low])
+
+    def _find_others(self, weak: Sequence[Node], drops: Drops) -> NodeSet:
+        """Return weak nodes that can go though the weakest one cannot; empty if there are none.
+
+        Only nodes are tried without which f should stay within the bounds by their own drops.
+        """
+        whole = {
+            ablation: float(f([self.circuit], "leaving nodes out")[0])
+            for ablation, f in self.functions.items()
+        }
+        low, high = WITH_MARGIN.faithfulness
+        hopeful = [
+            u
+            for u in weak[1:]
+            if all(low <= value - drops[ablation][u] <= high for ablation, value in whole.items())
+        ][:MAX_SINGLES]
+        outcomes = self._can_go([frozenset({u}) for u in hopeful])
+        passing = [u for u, can_go in zip(hopeful, outcomes, strict=True) if can_go]
+        self.required.update(weak[:1], set(hopeful) - set(passing))
+        return self._find_largest_group(passing) if len(passing) > 1 else frozenset(passing)
 
     def _can_go(self, groups: Sequence[NodeSet]) -> list[bool]:
         """Return for each group whether (a) and (b) hold without it, with a margin."""
@@ -96,74 +135,20 @@ class Descent:
         }
         return [n in passing for n in range(len(groups))]
 
-    def _leave_out(self, dropped: NodeSet) -> None:
+    def _leave_out(self, group: NodeSet) -> None:
         """Leave a group out, and take back the part of it that other nodes need as a backup."""
-        circuit = self.circuit - dropped
-        returned: set[Node] = set()
-        while True:
-            gaps = measure_gaps_in(self.functions, circuit)
-            faulty = {u: gap for u, gap in gaps.items() if gap > WITH_MARGIN.gap_in}
-            in_order = sorted(faulty, key=lambda u: (-faulty[u], u))
-            backups = self._find_first_backups(circuit, in_order, sorted(dropped - returned))
-            if not backups:
-                break
-            returned.update(backups)
-            circuit |= set(backups)
-        self.held.update(returned)
-        self.on_decision(_describe(self.circuit, circuit, returned))
+        remaining = self.circuit - group
+        gaps = measure_gaps_in(self.functions, remaining)
+        backups = find_all_backups(self.functions, remaining, gaps, sorted(group))
+        for backup, ablated in backups.behind.items():
+            self.contexts.setdefault(backup, []).append(frozenset({ablated}))
+        self.required.update(backups.nodes)
+        circuit = remaining.union(backups.nodes)
+        self.on_decision(_describe(self.circuit, circuit, backups.nodes))
         self.circuit = circuit
 
-    def _find_first_backups(
-        self, circuit: NodeSet, faulty: Sequence[Node], candidates: Sequence[Node]
-    ) -> list[Node]:
-        """Return the backups of the first faulty node that has any among the candidates."""
-        for node in faulty if candidates else ():
-            backups = find_backups(self.functions, circuit, node, candidates)
-            for backup in backups:
-                self.contexts.setdefault(backup, []).append(frozenset({node}))
-            if backups:
-                return backups
-        return []
 
-
-def find_backups(
-    functions: SearchFunctions, circuit: NodeSet, ablated: Node, candidates: Sequence[Node]
-) -> list[Node]:
-    """Find the nodes that do the work of an ablated one: a smallest set that closes its gap (c).
-
-    Args:
-        functions: f under each ablation.
-        circuit: The circuit.
-        ablated: The node u of the circuit whose gap |f(C∖u) − f(U∖u)| is too large.
-        candidates: Nodes outside the circuit, the most promising first.
-
-    Returns:
-        The nodes; empty if all candidates together do not close the gap.
-
-    Raises:
-        BudgetError: If the budget does not reach that far.
-    """
-    broken = circuit - {ablated}
-
-    def are_enough(additions: Sequence[NodeSet]) -> list[bool]:
-        enough = [True] * len(additions)
-        for f in functions.values():
-            gaps = f.differences(
-                [broken | added for added in additions],
-                [f.everything - {ablated}] * len(additions),
-                [WITH_MARGIN.gap_in],
-                "backups",
-            )
-            close = (gaps.abs() <= WITH_MARGIN.gap_in).tolist()
-            enough = [old and new for old, new in zip(enough, close, strict=True)]
-        return enough
-
-    if not are_enough([frozenset(candidates)])[0]:
-        return []
-    return find_sufficient_subset(candidates, are_enough)
-
-
-def _describe(before: NodeSet, after: NodeSet, returned: set[Node]) -> Decision:
+def _describe(before: NodeSet, after: NodeSet, returned: Sequence[Node]) -> Decision:
     why = "none of them changes f by 0.02 under either ablation, and (a) and (b) hold without them"
     if returned:
         why += f"; {format_nodes(returned)} came back, since others need them as backups"

@@ -12,6 +12,7 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from discovery.agent.search.backups import measure_gaps_in
 from discovery.agent.search.fit import (
     PLAIN,
     WITH_MARGIN,
@@ -22,14 +23,16 @@ from discovery.agent.search.fit import (
 )
 from discovery.agent.search.measured import SearchFunction, SearchFunctions, get_universe
 from discovery.evaluation import minimal_drop
+from discovery.evaluation.contexts import choose_contexts
 from discovery.methods.ablation import NodeSet
 from discovery.sites import Node
 
 GROUP_SIZE = 8  # nodes outside that are added together
 GROUPING_MIN_NODES = 33  # with fewer nodes outside, each is added alone
 GROUP_SHARE = 0.5  # a group is opened if it changes f by more than this share of the bound
-MAX_SINGLE_CONTEXTS = 16  # nodes that are tried as the context of another one (d)
-MAX_CONTEXT = 3  # nodes in a context
+
+Order = tuple[float, int, float]
+"""What sorts sets: faults by (a) to (c), nodes that no context needs, and used margins."""
 
 Contexts = Mapping[Node, Sequence[NodeSet]]
 """For some nodes, contexts in which they are known to matter."""
@@ -71,14 +74,44 @@ class Faults:
         )
 
     @property
-    def order(self) -> tuple[float, int, float, int]:
-        """What sorts sets: faults by the conditions themselves, then by those with a margin."""
-        return (
-            self.severity(PLAIN),
-            len(self.unneeded_nodes(PLAIN)),
-            self.severity(WITH_MARGIN),
-            len(self.unneeded_nodes(WITH_MARGIN)),
+    def used_margin(self) -> float:
+        """How much of the margins to the bounds is used up, in whole margins, summed.
+
+        Each number that lies between its bound with a margin and its bound adds a share, and so
+        does each node whose drop does.
+        """
+        (low, high), (inner_low, inner_high) = PLAIN.faithfulness, WITH_MARGIN.faithfulness
+        used = sum(
+            max(
+                (inner_low - part.faithfulness) / (inner_low - low),
+                (part.faithfulness - inner_high) / (high - inner_high),
+                0.0,
+            )
+            + _share_of_margin(abs(part.knockout), WITH_MARGIN.knockout, PLAIN.knockout)
+            for part in self.fit.values()
         )
+        used += sum(
+            _share_of_margin(gap, WITH_MARGIN.gap_in, PLAIN.gap_in) for gap in self.gap_in.values()
+        )
+        used += sum(
+            _share_of_margin(gap, WITH_MARGIN.gap_out, PLAIN.gap_out)
+            for gap in self.gap_out.values()
+        )
+        used += sum(
+            min(_share_of_margin(share, WITH_MARGIN.drop_share, PLAIN.drop_share), 1.0)
+            for share in self.drop_shares.values()
+        )
+        return round(used, 6)
+
+    @property
+    def order(self) -> Order:
+        """What sorts sets: faults by the conditions themselves, then how little margin is left."""
+        return self.severity(PLAIN), len(self.unneeded_nodes(PLAIN)), self.used_margin
+
+
+def _share_of_margin(value: float, inner: float, outer: float) -> float:
+    """Return how far a value is from the inner bound towards the outer one; 0 if it is inside."""
+    return max((value - inner) / (outer - inner), 0.0)
 
 
 def find_faults(functions: SearchFunctions, circuit: NodeSet, seed: int) -> Faults:
@@ -118,23 +151,6 @@ def add_drop_shares(
         return faults
     shares = measure_drop_shares(functions, circuit, faults.fit, contexts or {})
     return replace(faults, drop_shares=shares)
-
-
-def measure_gaps_in(functions: SearchFunctions, circuit: NodeSet) -> dict[Node, float]:
-    """Return |f(C∖u) − f(U∖u)| for every node u of the set, the larger of both ablations."""
-    nodes = sorted(circuit)
-    by_ablation = [
-        f.differences(
-            [circuit - {u} for u in nodes],
-            [f.everything - {u} for u in nodes],
-            [PLAIN.gap_in, WITH_MARGIN.gap_in],
-            "completeness",
-        )
-        .abs()
-        .tolist()
-        for f in functions.values()
-    ]
-    return {u: max(gaps[n] for gaps in by_ablation) for n, u in enumerate(nodes)}
 
 
 def find_gaps_out(functions: SearchFunctions, circuit: NodeSet, seed: int) -> dict[Node, float]:
@@ -199,41 +215,35 @@ def measure_drop_shares(
 ) -> dict[Node, float]:
     """Return each node's largest drop as a share of δ, the larger of both ablations.
 
-    A node that reaches δ is not tried in further contexts, so its share is a lower bound. A node
-    that does not is tried in the contexts that are given, in single nodes, and in the best of
-    these with up to two nodes more.
+    The contexts are chosen as condition (d) chooses them. A node that falls short in them is tried
+    in the contexts in which the search has seen it matter. A node that reaches δ is not tried
+    further, so its share is a lower bound.
     """
     nodes = sorted(circuit)
     needed = {
         ablation: minimal_drop(fit[ablation].faithfulness, len(nodes)) for ablation in functions
     }
-    shares = dict.fromkeys(nodes, 0.0)
-
-    def try_contexts(tried: Mapping[Node, Sequence[NodeSet]]) -> dict[Node, NodeSet]:
-        """Measure drops in contexts, and return the best of the tried contexts of each node."""
-        best: dict[Node, tuple[float, NodeSet]] = {}
-        jobs = [(v, context) for v, of_v in tried.items() for context in of_v]
-        for ablation, f in functions.items():
-            drops = _measure_drops(f, circuit, jobs, needed[ablation])
-            for (v, context), drop in zip(jobs, drops, strict=True):
-                share = drop / needed[ablation] if needed[ablation] else 0.0
-                shares[v] = max(shares[v], share)
-                best[v] = max(best.get(v, (-1.0, context)), (share, context), key=_first)
-        return {v: context for v, (_, context) in best.items()}
-
-    def short() -> list[Node]:
-        return [v for v in nodes if shares[v] < WITH_MARGIN.drop_share]
-
-    try_contexts({v: [frozenset()] for v in nodes})
-    try_contexts({v: [k for k in contexts.get(v, ()) if v not in k] for v in short()})
-    best = try_contexts({v: _single_contexts(nodes, v) for v in short()})
-    for _ in range(MAX_CONTEXT - 1):
-        best = try_contexts({v: _extend_context(nodes, v, best[v]) for v in short() if best.get(v)})
+    chosen = choose_contexts(functions, circuit, needed)
+    shares = {
+        v: max(_share(chosen[ablation][v].drop, needed[ablation]) for ablation in functions)
+        for v in nodes
+    }
+    known = [
+        (v, context)
+        for v in nodes
+        if shares[v] < WITH_MARGIN.drop_share
+        for context in contexts.get(v, ())
+        if v not in context
+    ]
+    for ablation, f in functions.items():
+        drops = _measure_drops(f, circuit, known, needed[ablation])
+        for (v, _), drop in zip(known, drops, strict=True):
+            shares[v] = max(shares[v], _share(drop, needed[ablation]))
     return shares
 
 
-def _first(scored: tuple[float, NodeSet]) -> float:
-    return scored[0]
+def _share(drop: float, needed: float) -> float:
+    return drop / needed if needed else 0.0
 
 
 def _measure_drops(
@@ -250,18 +260,3 @@ def _measure_drops(
     bounds = [needed, WITH_MARGIN.drop_share * needed]
     drops: list[float] = f.differences(with_node, without_node, bounds, "minimality").abs().tolist()
     return drops
-
-
-def _single_contexts(nodes: Sequence[Node], v: Node) -> list[NodeSet]:
-    """Return single nodes as contexts of `v`: all, or those of the nearest layers."""
-    others = sorted((w for w in nodes if w != v), key=lambda w: (_layers_apart(v, w), w))
-    return [frozenset({w}) for w in others[:MAX_SINGLE_CONTEXTS]]
-
-
-def _layers_apart(one: Node, other: Node) -> int:
-    return abs((one.layer or 0) - (other.layer or 0))
-
-
-def _extend_context(nodes: Sequence[Node], v: Node, context: NodeSet) -> list[NodeSet]:
-    """Return the context with one node more, of those that are tried as contexts at all."""
-    return [context | single for single in _single_contexts(nodes, v) if not single <= context]

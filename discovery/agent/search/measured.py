@@ -17,6 +17,7 @@ from scipy.stats import t as student_t
 from torch import Tensor
 
 from discovery.evaluation import Faithfulness
+from discovery.evaluation.faithfulness import SetFunction
 from discovery.graph import EvidenceAblation
 from discovery.methods.ablation import NodeSet
 
@@ -24,21 +25,8 @@ SCREEN_PAIRS = 16
 SCREEN_CONFIDENCE = 0.99
 
 
-class SearchFunction(Protocol):
+class SearchFunction(SetFunction, Protocol):
     """f under one ablation, on the pairs of the search or on a resample of them."""
-
-    @property
-    def everything(self) -> NodeSet:
-        """The universe."""
-        ...
-
-    def __call__(self, sets: Sequence[NodeSet], label: str) -> Float[Tensor, "set"]:
-        """Return f of each set.
-
-        Raises:
-            BudgetError: If the budget does not reach that far.
-        """
-        ...
 
     def screen(self, sets: Sequence[NodeSet], label: str) -> Float[Tensor, "set"]:
         """Return f of each set, on a few pairs.
@@ -82,7 +70,9 @@ class UnscreenedFunction(ABC):
     """f of which a value costs no more for being used: everything is asked for at once."""
 
     @abstractmethod
-    def __call__(self, sets: Sequence[NodeSet], label: str) -> Float[Tensor, "set"]:
+    def __call__(
+        self, sets: Sequence[NodeSet], label: str = "ablation", pairs: int | None = None
+    ) -> Float[Tensor, "set"]:
         """Return f of each set."""
 
     def screen(self, sets: Sequence[NodeSet], label: str) -> Float[Tensor, "set"]:
@@ -113,9 +103,21 @@ class MeasuredFunction:
         self.faithfulness = faithfulness
         self.everything = faithfulness.everything
 
-    def __call__(self, sets: Sequence[NodeSet], label: str) -> Float[Tensor, "set"]:
-        """Return f of each set, on all pairs."""
-        return self.faithfulness(sets, label)
+    @property
+    def is_defined(self) -> bool:
+        """Whether f means anything under this ablation."""
+        return self.faithfulness.is_defined
+
+    @property
+    def n_pairs(self) -> int:
+        """The number of pairs of the search."""
+        return self.faithfulness.n_pairs
+
+    def __call__(
+        self, sets: Sequence[NodeSet], label: str = "ablation", pairs: int | None = None
+    ) -> Float[Tensor, "set"]:
+        """Return f of each set, over all pairs or the first so many."""
+        return self.faithfulness(sets, label, pairs)
 
     def screen(self, sets: Sequence[NodeSet], label: str) -> Float[Tensor, "set"]:
         """Return f of each set, on the first few pairs."""

@@ -9,11 +9,11 @@ the end the set with the fewest faults wins, and among equals the smallest.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from discovery.agent.search.backups import Backups, find_all_backups
 from discovery.agent.search.decision import Decision, OnDecision, format_nodes, ignore_decision
-from discovery.agent.search.descend import find_backups
 from discovery.agent.search.faults import Faults, find_faults
 from discovery.agent.search.fit import WITH_MARGIN, measure_fits, total_excess
 from discovery.agent.search.measured import SearchFunctions
@@ -33,12 +33,12 @@ class Proposal:
     Attributes:
         circuit: The set.
         decision: What is added, and why.
-        behind: The node whose backups are added; None if it is something else.
+        behind: For nodes that are added as backups, the node whose work they do.
     """
 
     circuit: NodeSet
     decision: Decision
-    behind: Node | None = None
+    behind: Mapping[Node, Node] = field(default_factory=dict)
 
 
 @dataclass
@@ -80,9 +80,8 @@ class Mending:
                 self.on_decision(_stop_at_limit())
                 break
             self.on_decision(proposal.decision)
-            if proposal.behind is not None:
-                for node in proposal.circuit - circuit:
-                    self.contexts.setdefault(node, []).append(frozenset({proposal.behind}))
+            for node, ablated in proposal.behind.items():
+                self.contexts.setdefault(node, []).append(frozenset({ablated}))
             circuit = proposal.circuit
         return self.best
 
@@ -116,22 +115,21 @@ class Mending:
         outside = [node for node in self.ranking if node not in circuit]
         missing = {v: gap for v, gap in faults.gap_out.items() if gap > WITH_MARGIN.gap_out}
         yield from _propose_missing(circuit, missing)
-        for node in sorted(circuit, key=lambda u: (-round(faults.gap_in[u], ROUNDING), u)):
-            if faults.gap_in[node] > WITH_MARGIN.gap_in and outside:
-                yield from self._propose_backups(circuit, node, faults.gap_in[node], outside)
+        yield from self._propose_backups(circuit, faults.gap_in, outside)
         if faults.excess(WITH_MARGIN) > 0 and outside:
             yield from self._propose_repairs(circuit, faults, outside)
 
     def _propose_backups(
-        self, circuit: NodeSet, ablated: Node, gap: float, outside: Sequence[Node]
+        self, circuit: NodeSet, gaps: Mapping[Node, float], outside: Sequence[Node]
     ) -> Iterator[Proposal]:
-        backups = find_backups(self.functions, circuit, ablated, outside)
-        if backups:
-            names = format_nodes(backups)
-            measured = {"gap": gap, "behind": str(ablated)}
-            why = f"without {ablated} the model still works by another way (gap {gap:.3f})"
-            decision = Decision(measured, f"add {names}", why)
-            yield Proposal(circuit | set(backups), decision, ablated)
+        """Yield the set with what closes all gaps, then the sets with what closes one of them."""
+        faulty = {u: gap for u, gap in gaps.items() if gap > WITH_MARGIN.gap_in}
+        if not faulty or not outside:
+            return
+        yield from _add_backups(circuit, find_all_backups(self.functions, circuit, faulty, outside))
+        for node in sorted(faulty, key=lambda u: (-round(faulty[u], ROUNDING), u)):
+            alone = find_all_backups(self.functions, circuit, {node: faulty[node]}, outside)
+            yield from _add_backups(circuit, alone)
 
     def _propose_repairs(
         self, circuit: NodeSet, faults: Faults, outside: Sequence[Node]
@@ -151,6 +149,20 @@ class Mending:
                 measured = {"excess": before, "with": excess[n]}
                 why = "the circuit is not faithful and necessary without it"
                 yield Proposal(tried[n], Decision(measured, f"add {outside[n]}", why))
+
+
+def _add_backups(circuit: NodeSet, backups: Backups) -> Iterator[Proposal]:
+    """Yield the set with the backups, if there are any."""
+    if not backups.nodes:
+        return
+    behind = sorted({str(node) for node in backups.behind.values()})
+    gap = max(backups.gaps.values())
+    decision = Decision(
+        {"gap": gap, "behind": ", ".join(behind)},
+        f"add {format_nodes(backups.nodes)}",
+        f"without {', '.join(behind)} the model still works by another way (gap {gap:.3f})",
+    )
+    yield Proposal(circuit.union(backups.nodes), decision, backups.behind)
 
 
 def _propose_missing(circuit: NodeSet, missing: dict[Node, float]) -> Iterator[Proposal]:

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from discovery.agent.search.decision import Decision, format_nodes, stop_for_budget
+from discovery.agent.search.faults import Order
 from discovery.agent.search.mend import ROUNDING, Mending
 from discovery.agent.search.shrink import examine_all
 from discovery.errors import BudgetError
@@ -41,7 +42,7 @@ class CandidateCircuit:
             other such sets.
     """
 
-    order: tuple[float, int, float, int]
+    order: Order
     rivals: Sequence[NodeSet]
     controls: Mapping[EvidenceAblation, Control | None]
 

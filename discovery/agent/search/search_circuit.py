@@ -7,8 +7,9 @@
    Then the descent goes on; nodes that were added stay.
 5. `shrink` drops single nodes of a small circuit while no fault grows, following 5 sets of each
    size. Then the nodes that no context needs (d) are dropped, if no other fault grows.
-6. `RivalSearch` mends up to 2 layer-matched sets that do as well, and their unions with C. One of
-   them replaces C if it has fewer faults, or if (e) holds for it and not for C.
+6. If C has at most 16 nodes, `RivalSearch` mends up to 2 layer-matched sets that do as well, and
+   their unions with C. One of them replaces C if it has fewer faults, or if (e) holds for it and
+   not for C.
 
 All steps ask for a margin to the bounds of the conditions (see `fit`).
 """
@@ -31,6 +32,7 @@ from discovery.methods.ablation import NodeSet
 from discovery.sites import Node
 
 MAX_TURNS = 6  # of descending and mending
+MAX_COMPARED_NODES = 16  # a larger circuit has rivals whose few weak nodes differ; (e) counts them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +73,7 @@ def search_circuit(
         search.settle()
         search.circuit = shrink(mending, search.circuit)
         search.drop_unneeded()
-        if rivals_by is not None:
+        if rivals_by is not None and len(search.circuit) <= MAX_COMPARED_NODES:
             search.circuit = RivalSearch(mending, rivals_by, ranking).choose(search.circuit)
         examine_all(mending, search.circuit)
     except BudgetError as fault:
@@ -99,7 +101,7 @@ class _Search:
                 self.circuit = descent.circuit
                 mending.contexts.update(descent.contexts)
             mended = mending.run(self.circuit)
-            descent.held.update(mended - self.circuit)
+            descent.required.update(mended - self.circuit)
             descent.circuit = self.circuit = mended
             if mended == before:
                 break

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from discovery.agent.search.faults import Faults, add_drop_shares
+from discovery.agent.search.faults import Faults, Order, add_drop_shares
 from discovery.agent.search.fit import (
     PLAIN,
     WITH_MARGIN,
@@ -63,7 +63,7 @@ def examine_all(mending: Mending, circuit: NodeSet) -> Faults:
 def _smaller_sets(
     mending: Mending,
     beam: Sequence[NodeSet],
-    allowed: tuple[float, int, float, int],
+    allowed: Order,
 ) -> list[NodeSet]:
     """Return the best sets with one node less, the closest to f = 1 first.
 
@@ -93,13 +93,13 @@ def _largest_change(fit: FitByAblation, other: FitByAblation) -> float:
     return max(abs(part.faithfulness - other[a].faithfulness) for a, part in fit.items())
 
 
-def _least_order(gap: float) -> tuple[float, int, float, int]:
+def _least_order(gap: float) -> Order:
     """Return the least severe faults that a set can have if one node outside changes f by so much.
 
     It spares examining most sets: a node that changes f by more than (c) allows cannot go.
     """
-    plain, with_margin = (round(max(gap - b.gap_out, 0.0), 6) for b in (PLAIN, WITH_MARGIN))
-    return plain, 0, with_margin, 0
+    used = max(gap - WITH_MARGIN.gap_out, 0.0) / (PLAIN.gap_out - WITH_MARGIN.gap_out)
+    return round(max(gap - PLAIN.gap_out, 0.0), 6), 0, round(used, 6)
 
 
 def _measure_hopeful(

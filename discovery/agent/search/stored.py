@@ -142,6 +142,8 @@ class StoredFunction(UnscreenedFunction):
     Attributes:
         stored: The sets.
         everything: The universe.
+        n_pairs: The number of pairs.
+        is_defined: Whether f means anything under this ablation.
     """
 
     def __init__(self, stored: StoredSets, weights: Float[Tensor, "pair"]) -> None:
@@ -154,9 +156,13 @@ class StoredFunction(UnscreenedFunction):
         self.stored = stored
         self.everything = stored.everything
         self._values = stored.values(weights)
+        self.n_pairs = len(weights)
+        self.is_defined = True  # otherwise there is no search to repeat
 
-    def __call__(self, sets: Sequence[NodeSet], label: str) -> Float[Tensor, "set"]:
-        """Return f of each set, measured or estimated."""
+    def __call__(
+        self, sets: Sequence[NodeSet], label: str = "ablation", pairs: int | None = None
+    ) -> Float[Tensor, "set"]:
+        """Return f of each set on the whole resample, measured or estimated."""
         estimates = [self.stored.estimate(nodes) for nodes in sets]
         values = [float(self._values[e.rows] @ e.signs) for e in estimates]
         return torch.tensor(values, dtype=torch.float64)

@@ -27,7 +27,7 @@ def find_sufficient_subset(
         The subset, in the order of `nodes`. If `are_enough` is not monotonic, it may not be the
         smallest.
     """
-    kept = _shorten(list(nodes), are_enough)
+    kept = shorten(nodes, are_enough)
     n_parts = 2
     while len(kept) > 1:
         parts = _split(kept, min(n_parts, len(kept)))
@@ -45,10 +45,15 @@ def find_sufficient_subset(
     return kept
 
 
-def _shorten(
-    nodes: list[Node], are_enough: Callable[[Sequence[NodeSet]], Sequence[bool]]
+def shorten(
+    nodes: Sequence[Node], are_enough: Callable[[Sequence[NodeSet]], Sequence[bool]]
 ) -> list[Node]:
-    """Return a short beginning of the list that is enough, found by bisection."""
+    """Return a short beginning of a list that is enough, found by bisection.
+
+    Args:
+        nodes: The nodes, the most promising first; together they are enough.
+        are_enough: Says of each of several sets whether it is enough.
+    """
     low, high = 0, len(nodes)  # the first `low` nodes are not enough, the first `high` are
     while high - low > 1:
         middle = (low + high) // 2
@@ -56,7 +61,7 @@ def _shorten(
             high = middle
         else:
             low = middle
-    return nodes[:high]
+    return list(nodes[:high])
 
 
 def _split(nodes: list[Node], n_parts: int) -> list[list[Node]]:

@@ -33,8 +33,9 @@ def validate(state: State, context: RunContext) -> State:
     )
     context.settle_reference(circuit)
     discovery_evidence = search.measure_circuit(circuit)
+    contexts_on = search if context.rules == 1 else context.search_evaluator
     conditions = measure_conditions(
-        heldout, search, circuit, state.ranked_nodes, context.seed, context.rules
+        heldout, contexts_on, circuit, state.ranked_nodes, context.seed, context.rules
     )
     splits = _add_evidence(state, discovery_evidence, conditions)
     evaluation = Evaluation(

@@ -213,7 +213,7 @@ def test_below_19_none_may_be_as_good_from_19_on_p_decides(
     )
 
 
-def test_only_the_first_8_and_the_first_32_pairs_are_asked_for() -> None:
+def test_only_the_first_8_16_and_32_pairs_are_asked_for() -> None:
     pairs_asked_for = []
 
     class PairCountSpy(SyntheticFaithfulness):
@@ -221,7 +221,7 @@ def test_only_the_first_8_and_the_first_32_pairs_are_asked_for() -> None:
             pairs_asked_for.append(pairs)
             return super().__call__(sets, label, pairs)
 
-    for n_pairs, expected in ((100, {8, 32}), (10, {8, 10})):
+    for n_pairs, expected in ((100, {8, 16, 32}), (10, {8, 10})):
         pairs_asked_for.clear()
         measure_random_controls(
             PairCountSpy(universe(1, 3), two_answers, n_pairs=n_pairs), nodes("a0.h0", "m0"), [], 0
@@ -253,7 +253,7 @@ def test_enumeration_is_not_repeated_for_sets_of_one_shape() -> None:
         ([10, 100], 200, 2, True),
         ([38], 200, 1, True),
         (range(12), 39, 10, False),
-        (range(30, 60), 200, 10, False),
+        (range(30, 60), 62, 10, False),
         (range(30, 39), 200, 9, True),
     ],
 )
@@ -296,3 +296,26 @@ def test_an_alternative_that_is_far_off_on_8_pairs_is_not_measured_further() -> 
     find_rivals(f, circuit, members, 0, by_layer=False)
     assert len(asked_for[8]) == 39
     assert asked_for[32] <= near | {circuit}
+
+
+@pytest.mark.parametrize(
+    ("gap", "is_measured_on_all", "is_complete"),
+    [(0.03, False, True), (0.05, True, True), (0.15, True, False)],
+)
+def test_only_gaps_near_their_limit_are_measured_on_all_pairs(
+    gap: float, is_measured_on_all: bool, is_complete: bool
+) -> None:
+    """Node v changes f of the alternative by `gap`; the limit is 0.1, less 0.06."""
+    members = [head(0, h) for h in range(3)]
+    alternative, _, v = members
+    asked_for: dict[int | None, set[NodeSet]] = {}
+
+    class Spy(SyntheticFaithfulness):
+        def __call__(self, sets: Any, label: str = "", pairs: int | None = None) -> Any:
+            asked_for.setdefault(pairs, set()).update(sets)
+            return super().__call__(sets, label, pairs)
+
+    f = Spy(members, lambda kept: (alternative in kept) + gap * (v in kept), n_pairs=40)
+    meets = alternatives._meets_b_and_c(f, frozenset({alternative}), members, 0, 32)
+    assert meets is is_complete
+    assert (frozenset({alternative, v}) in asked_for[32]) is is_measured_on_all
