@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from discovery.agent.search.fit import WITH_MARGIN
+from discovery.agent.search.fit import WITH_MARGIN, Bounds
 from discovery.agent.search.measured import SearchFunctions
 from discovery.agent.search.subsets import find_sufficient_subset, shorten
 from discovery.graph import EvidenceAblation
@@ -20,6 +20,8 @@ from discovery.methods.ablation import NodeSet
 from discovery.sites import Node
 
 LABEL = "backups"
+MAX_LARGEST_GAPS = 3  # nodes whose gaps are looked at before others are left out
+LARGE_GAP_SHARE = 0.5  # of the bound; smaller gaps are not looked at then
 MIN_HELP = 0.004  # a candidate that closes less of a gap alone is not known to help
 
 
@@ -188,3 +190,25 @@ def measure_gaps_in(
         for f in functions.values()
     ]
     return {u: max(gaps[n] for gaps in by_ablation) for n, u in enumerate(nodes)}
+
+
+def keeps_largest_gaps(
+    functions: SearchFunctions, remaining: NodeSet, gaps: Mapping[Node, float], bounds: Bounds
+) -> bool:
+    """Return whether the largest gaps stay within their bound when nodes are left out.
+
+    It spares measuring all gaps, since the largest grow beyond the bound first when f(C) sinks.
+
+    Args:
+        functions: f under each ablation.
+        remaining: What is left of the circuit.
+        gaps: The gap of each node before; one beyond the bound must only not grow.
+        bounds: The bounds.
+
+    Raises:
+        BudgetError: If the budget does not reach that far.
+    """
+    large = [u for u in remaining if gaps[u] > LARGE_GAP_SHARE * bounds.gap_in]
+    largest = sorted(large, key=lambda u: (-gaps[u], u))[:MAX_LARGEST_GAPS]
+    measured = measure_gaps_in(functions, remaining, largest)
+    return all(gap <= max(bounds.gap_in, gaps[u]) for u, gap in measured.items())

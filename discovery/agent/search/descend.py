@@ -11,7 +11,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from discovery.agent.search.backups import find_all_backups, measure_gaps_in
+from discovery.agent.search.backups import (
+    find_all_backups,
+    keeps_largest_gaps,
+    measure_gaps_in,
+)
 from discovery.agent.search.decision import Decision, OnDecision, format_nodes
 from discovery.agent.search.fit import WITH_MARGIN, measure_fits, total_excess
 from discovery.agent.search.measured import SearchFunctions
@@ -20,7 +24,7 @@ from discovery.graph import EvidenceAblation
 from discovery.methods.ablation import NodeSet
 from discovery.sites import Node
 
-MAX_SINGLES = 8  # weak nodes that are tried alone if the weakest one cannot go
+MAX_SINGLES = 4  # weak nodes that are tried alone if the weakest one cannot go
 MAX_ROUNDS = 40
 BISECTION_STEP = 0.15  # the bisection ends when it knows a group's size up to this share of it
 
@@ -45,6 +49,7 @@ class Descent:
     circuit: NodeSet
     contexts: dict[Node, list[NodeSet]] = field(default_factory=dict)
     required: set[Node] = field(default_factory=set)
+    _gaps: dict[Node, float] = field(default_factory=dict)
 
     def run(self) -> None:
         """Leave nodes out until none can go.
@@ -52,6 +57,7 @@ class Descent:
         Raises:
             BudgetError: If the budget ends; `circuit` is the best set by then.
         """
+        self._gaps = measure_gaps_in(self.functions, self.circuit)
         for _ in range(MAX_ROUNDS):
             group = self._choose_group()
             if not group:
@@ -123,7 +129,11 @@ class Descent:
         return self._find_largest_group(passing) if len(passing) > 1 else frozenset(passing)
 
     def _can_go(self, groups: Sequence[NodeSet]) -> list[bool]:
-        """Return for each group whether (a) and (b) hold without it, with a margin."""
+        """Return for each group whether (a), (b) and the largest gaps allow to leave it out.
+
+        (a) and (b) must hold with a margin. Of (c), only the nodes with the largest gaps are looked
+        at here, since these gaps grow first when f(C) sinks.
+        """
         if not groups:
             return []
         remaining = [self.circuit - group for group in groups]
@@ -131,7 +141,10 @@ class Descent:
         hopeful = [n for n, fit in enumerate(screened) if total_excess(fit, WITH_MARGIN) < 0.1]
         fits = measure_fits(self.functions, [remaining[n] for n in hopeful], "leaving nodes out")
         passing = {
-            n for n, fit in zip(hopeful, fits, strict=True) if total_excess(fit, WITH_MARGIN) == 0
+            n
+            for n, fit in zip(hopeful, fits, strict=True)
+            if total_excess(fit, WITH_MARGIN) == 0
+            and keeps_largest_gaps(self.functions, remaining[n], self._gaps, WITH_MARGIN)
         }
         return [n in passing for n in range(len(groups))]
 
@@ -144,8 +157,11 @@ class Descent:
             self.contexts.setdefault(backup, []).append(frozenset({ablated}))
         self.required.update(backups.nodes)
         circuit = remaining.union(backups.nodes)
+        if backups.nodes:
+            gaps = measure_gaps_in(self.functions, circuit)
         self.on_decision(_describe(self.circuit, circuit, backups.nodes))
         self.circuit = circuit
+        self._gaps = gaps
 
 
 def _describe(before: NodeSet, after: NodeSet, returned: Sequence[Node]) -> Decision:

@@ -9,7 +9,7 @@ both.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from discovery.agent.search.backups import measure_gaps_in
@@ -23,7 +23,7 @@ from discovery.agent.search.fit import (
 )
 from discovery.agent.search.measured import SearchFunction, SearchFunctions, get_universe
 from discovery.evaluation import minimal_drop
-from discovery.evaluation.contexts import choose_contexts
+from discovery.evaluation.contexts import CONTEXT_PAIRS, choose_contexts
 from discovery.methods.ablation import NodeSet
 from discovery.sites import Node
 
@@ -39,6 +39,19 @@ Contexts = Mapping[Node, Sequence[NodeSet]]
 
 
 @dataclass(frozen=True, kw_only=True)
+class DropShare:
+    """How much a node is needed (d).
+
+    Attributes:
+        share: Its largest drop as a share of δ, the larger of both ablations; a lower bound.
+        context: What is taken out with it.
+    """
+
+    share: float
+    context: NodeSet
+
+
+@dataclass(frozen=True, kw_only=True)
 class Faults:
     """What is wrong with a set by conditions (a) to (d), as points.
 
@@ -47,14 +60,18 @@ class Faults:
         gap_in: For each node u of the set, |f(C∖u) − f(U∖u)|, the larger of both ablations (c).
         gap_out: For each node v outside that was looked at alone, |f(C∪v) − f(C)|, the larger of
             both ablations (c).
-        drop_shares: For each node of the set, a lower bound on its largest drop as a share of δ,
-            the larger of both ablations (d). Empty if it was not measured.
+        drops: For each node of the set, its largest drop (d). Empty if it was not measured.
     """
 
     fit: FitByAblation
     gap_in: Mapping[Node, float]
     gap_out: Mapping[Node, float]
-    drop_shares: Mapping[Node, float] = field(default_factory=dict)
+    drops: Mapping[Node, DropShare] = field(default_factory=dict)
+
+    @property
+    def drop_shares(self) -> dict[Node, float]:
+        """The largest drop of each node as a share of δ, a lower bound; empty if not measured."""
+        return {node: drop.share for node, drop in self.drops.items()}
 
     def excess(self, bounds: Bounds) -> float:
         """Return how far the set misses the bounds of (a) and (b), over both ablations."""
@@ -68,37 +85,35 @@ class Faults:
 
     def unneeded_nodes(self, bounds: Bounds) -> list[Node]:
         """Return the nodes that no context needs, the least needed first."""
+        shares = self.drop_shares
         return sorted(
-            (v for v, share in self.drop_shares.items() if share < bounds.drop_share),
-            key=lambda v: (self.drop_shares[v], v),
+            (v for v, share in shares.items() if share < bounds.drop_share),
+            key=lambda v: (shares[v], v),
         )
 
     @property
     def used_margin(self) -> float:
-        """How much of the margins to the bounds is used up, in whole margins, summed.
+        """How much of the margins to the bounds is used up: the sum of the squared shares.
 
-        Each number that lies between its bound with a margin and its bound adds a share, and so
-        does each node whose drop does.
+        Each number that lies between its bound with a margin and its bound has a share, and so has
+        each node whose drop does. Two numbers halfway are better than one at its bound.
         """
         (low, high), (inner_low, inner_high) = PLAIN.faithfulness, WITH_MARGIN.faithfulness
         used = sum(
-            max(
-                (inner_low - part.faithfulness) / (inner_low - low),
-                (part.faithfulness - inner_high) / (high - inner_high),
-                0.0,
-            )
-            + _share_of_margin(abs(part.knockout), WITH_MARGIN.knockout, PLAIN.knockout)
+            share_of_margin(part.faithfulness, inner_low, low)
+            + share_of_margin(part.faithfulness, inner_high, high)
+            + share_of_margin(abs(part.knockout), WITH_MARGIN.knockout, PLAIN.knockout)
             for part in self.fit.values()
         )
         used += sum(
-            _share_of_margin(gap, WITH_MARGIN.gap_in, PLAIN.gap_in) for gap in self.gap_in.values()
+            share_of_margin(gap, WITH_MARGIN.gap_in, PLAIN.gap_in) for gap in self.gap_in.values()
         )
         used += sum(
-            _share_of_margin(gap, WITH_MARGIN.gap_out, PLAIN.gap_out)
+            share_of_margin(gap, WITH_MARGIN.gap_out, PLAIN.gap_out)
             for gap in self.gap_out.values()
         )
         used += sum(
-            min(_share_of_margin(share, WITH_MARGIN.drop_share, PLAIN.drop_share), 1.0)
+            min(share_of_margin(share, WITH_MARGIN.drop_share, PLAIN.drop_share), 1.0)
             for share in self.drop_shares.values()
         )
         return round(used, 6)
@@ -109,9 +124,9 @@ class Faults:
         return self.severity(PLAIN), len(self.unneeded_nodes(PLAIN)), self.used_margin
 
 
-def _share_of_margin(value: float, inner: float, outer: float) -> float:
-    """Return how far a value is from the inner bound towards the outer one; 0 if it is inside."""
-    return max((value - inner) / (outer - inner), 0.0)
+def share_of_margin(value: float, inner: float, outer: float) -> float:
+    """Return how far a value is from the inner bound to the outer one, squared; 0 inside."""
+    return max((value - inner) / (outer - inner), 0.0) ** 2
 
 
 def find_faults(functions: SearchFunctions, circuit: NodeSet, seed: int) -> Faults:
@@ -134,7 +149,11 @@ def find_faults(functions: SearchFunctions, circuit: NodeSet, seed: int) -> Faul
 
 
 def add_drop_shares(
-    functions: SearchFunctions, circuit: NodeSet, faults: Faults, contexts: Contexts | None = None
+    functions: SearchFunctions,
+    circuit: NodeSet,
+    faults: Faults,
+    contexts: Contexts | None = None,
+    searched: Collection[Node] = (),
 ) -> Faults:
     """Check (d) of a set as well; if it misses (a) to (c), nothing is measured.
 
@@ -143,14 +162,15 @@ def add_drop_shares(
         circuit: The set.
         faults: What is wrong with it by (a) to (c).
         contexts: Contexts in which some nodes are known to matter.
+        searched: Nodes whose contexts have been searched in a larger set.
 
     Raises:
         BudgetError: If the budget does not reach that far.
     """
     if faults.severity(PLAIN) > 0:
         return faults
-    shares = measure_drop_shares(functions, circuit, faults.fit, contexts or {})
-    return replace(faults, drop_shares=shares)
+    drops = measure_drop_shares(functions, circuit, faults.fit, contexts or {}, searched)
+    return replace(faults, drops=drops)
 
 
 def find_gaps_out(functions: SearchFunctions, circuit: NodeSet, seed: int) -> dict[Node, float]:
@@ -199,7 +219,7 @@ def _gaps_out(
             [circuit | added for added in additions],
             [circuit] * len(additions),
             [share * PLAIN.gap_out, share * WITH_MARGIN.gap_out],
-            "completeness",
+            "nodes outside",
         )
         .abs()
         .tolist()
@@ -212,51 +232,58 @@ def measure_drop_shares(
     circuit: NodeSet,
     fit: FitByAblation,
     contexts: Contexts,
-) -> dict[Node, float]:
+    searched: Collection[Node] = (),
+) -> dict[Node, DropShare]:
     """Return each node's largest drop as a share of δ, the larger of both ablations.
 
-    The contexts are chosen as condition (d) chooses them. A node that falls short in them is tried
-    in the contexts in which the search has seen it matter. A node that reaches δ is not tried
-    further, so its share is a lower bound.
+    A node is tried alone, and if it falls short of δ with a margin, in the contexts in which the
+    search has seen it matter. A node that falls short of δ even so is tried in the contexts that
+    condition (d) would choose, unless it has been `searched` before, in a larger set. A node that
+    reaches δ is not tried further, so its share is a lower bound.
     """
     nodes = sorted(circuit)
     needed = {
         ablation: minimal_drop(fit[ablation].faithfulness, len(nodes)) for ablation in functions
     }
-    chosen = choose_contexts(functions, circuit, needed)
-    shares = {
-        v: max(_share(chosen[ablation][v].drop, needed[ablation]) for ablation in functions)
-        for v in nodes
+    largest = {v: DropShare(share=0.0, context=frozenset()) for v in nodes}
+
+    def short_of(share: float) -> list[Node]:
+        return [v for v in nodes if largest[v].share < share]
+
+    def try_contexts(jobs: Sequence[tuple[Node, NodeSet]]) -> None:
+        for ablation, f in functions.items():
+            drops = _measure_drops(f, circuit, jobs)
+            for (v, context), drop in zip(jobs, drops, strict=True):
+                share = drop / needed[ablation] if needed[ablation] else 0.0
+                if share > largest[v].share:
+                    largest[v] = DropShare(share=share, context=context)
+
+    try_contexts([(v, frozenset()) for v in nodes])
+    known = {
+        v: {k & circuit - {v} for k in contexts.get(v, ())}
+        for v in short_of(WITH_MARGIN.drop_share)
     }
-    known = [
-        (v, context)
-        for v in nodes
-        if shares[v] < WITH_MARGIN.drop_share
-        for context in contexts.get(v, ())
-        if v not in context
-    ]
-    for ablation, f in functions.items():
-        drops = _measure_drops(f, circuit, known, needed[ablation])
-        for (v, _), drop in zip(known, drops, strict=True):
-            shares[v] = max(shares[v], _share(drop, needed[ablation]))
-    return shares
-
-
-def _share(drop: float, needed: float) -> float:
-    return drop / needed if needed else 0.0
+    try_contexts([(v, context) for v, of_v in known.items() for context in of_v if context])
+    unknown = [v for v in short_of(PLAIN.drop_share) if v not in searched]
+    chosen = choose_contexts(functions, circuit, needed, unknown)
+    try_contexts(
+        [
+            (v, drop.context)
+            for by_node in chosen.values()
+            for v, drop in by_node.items()
+            if drop.context
+        ]
+    )
+    return largest
 
 
 def _measure_drops(
-    f: SearchFunction,
-    circuit: NodeSet,
-    jobs: Iterable[tuple[Node, NodeSet]],
-    needed: float,
+    f: SearchFunction, circuit: NodeSet, jobs: Sequence[tuple[Node, NodeSet]]
 ) -> list[float]:
-    with_node = []
-    without_node = []
-    for v, context in jobs:
-        with_node.append(circuit - context)
-        without_node.append(circuit - context - {v})
-    bounds = [needed, WITH_MARGIN.drop_share * needed]
-    drops: list[float] = f.differences(with_node, without_node, bounds, "minimality").abs().tolist()
+    """Return the drops of nodes in contexts, on as many pairs as contexts are compared on."""
+    if not jobs:
+        return []
+    sets = [nodes for v, context in jobs for nodes in (circuit - context, circuit - context - {v})]
+    values = f(sets, "minimality", min(CONTEXT_PAIRS, f.n_pairs))
+    drops: list[float] = (values[0::2] - values[1::2]).abs().tolist()
     return drops

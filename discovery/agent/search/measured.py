@@ -130,18 +130,29 @@ class MeasuredFunction:
         bounds: Sequence[float],
         label: str,
     ) -> Float[Tensor, "set"]:
-        """Return f(first) − f(second), on all pairs if the first few do not decide."""
+        """Return f(first) − f(second), on twice as many pairs as long as these do not decide."""
         if not first:
             return torch.empty(0, dtype=torch.float64)
-        n_screened = self._n_screened
-        values, undecided = self._screen_differences(first, second, bounds, label, n_screened)
-        if n_screened < self.faithfulness.n_pairs and bool(undecided.any()):
-            numbers = undecided.nonzero().flatten().tolist()
-            exact = self.faithfulness(
-                [kept for n in numbers for kept in (first[n], second[n])], label
+        values = torch.zeros(len(first), dtype=torch.float64)
+        waiting = list(range(len(first)))
+        for n_pairs in self._steps if bounds else [self._n_screened]:
+            measured, undecided = self._screen_differences(
+                [first[n] for n in waiting], [second[n] for n in waiting], bounds, label, n_pairs
             )
-            values[undecided] = exact[0::2] - exact[1::2]
+            values[waiting] = measured
+            waiting = [n for n, is_open in zip(waiting, undecided.tolist(), strict=True) if is_open]
+            if not waiting:
+                break
         return values
+
+    @property
+    def _steps(self) -> list[int]:
+        """The numbers of pairs on which a difference is measured until it is decided."""
+        n_pairs = self.faithfulness.n_pairs
+        steps = [self._n_screened]
+        while 2 * steps[-1] < n_pairs:
+            steps.append(2 * steps[-1])
+        return steps if steps[-1] == n_pairs else [*steps, n_pairs]
 
     @property
     def _n_screened(self) -> int:

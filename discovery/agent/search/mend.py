@@ -51,7 +51,8 @@ class Mending:
         seed: The seed of the random groups.
         on_decision: Called with each decision.
         faults_of: What is wrong with each set that was examined.
-        contexts: For nodes that were added as backups, the node whose backup they are.
+        contexts: For some nodes, contexts in which they matter.
+        searched: Nodes for which no context was found in which they matter.
     """
 
     functions: SearchFunctions
@@ -60,6 +61,7 @@ class Mending:
     on_decision: OnDecision
     faults_of: dict[NodeSet, Faults] = field(default_factory=dict)
     contexts: dict[Node, list[NodeSet]] = field(default_factory=dict)
+    searched: set[Node] = field(default_factory=set)
 
     def run(self, start: NodeSet) -> NodeSet:
         """Add nodes, and return the best set seen.

@@ -6,6 +6,7 @@ import itertools
 from collections import defaultdict
 from collections.abc import Sequence
 
+from discovery.agent.search.measured import SCREEN_PAIRS
 from discovery.evaluation import Faithfulness, thresholds
 from discovery.sites import Node
 
@@ -18,7 +19,7 @@ def redundant_partners(f: Faithfulness, nodes: Sequence[Node]) -> dict[str, tupl
     The difference must reach 0.1, which is as much as (c) lets a node outside the circuit matter.
 
     Args:
-        f: Faithfulness on discovery pairs, under one ablation.
+        f: Faithfulness on discovery pairs, under one ablation; the first SCREEN_PAIRS are used.
         nodes: The nodes of the circuit, the strongest first.
 
     Returns:
@@ -29,9 +30,12 @@ def redundant_partners(f: Faithfulness, nodes: Sequence[Node]) -> dict[str, tupl
     """
     nodes = nodes[:MAX_PAIRED_NODES]
     pairs = list(itertools.combinations(nodes, 2))
-    single_losses = (1 - f([f.everything - {node} for node in nodes], "pairs of nodes")).tolist()
-    alone = dict(zip(nodes, single_losses, strict=True))
-    pair_losses = (1 - f([f.everything - {u, v} for u, v in pairs], "pairs of nodes")).tolist()
+    ablated = [*([node] for node in nodes), *pairs]
+    n_pairs = min(SCREEN_PAIRS, f.n_pairs)
+    values = f([f.everything - set(group) for group in ablated], "pairs of nodes", n_pairs)
+    losses = (1 - values).tolist()
+    alone = dict(zip(nodes, losses, strict=False))
+    pair_losses = losses[len(nodes) :]
     partners: dict[str, list[str]] = defaultdict(list)
     for (u, v), loss in zip(pairs, pair_losses, strict=True):
         if loss - max(alone[u], 0.0) - max(alone[v], 0.0) >= thresholds.MAX_GAP_OUT:

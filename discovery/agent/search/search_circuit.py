@@ -19,13 +19,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from discovery.agent.search.backups import keeps_largest_gaps
 from discovery.agent.search.decision import Decision, OnDecision, format_nodes, stop_for_budget
 from discovery.agent.search.descend import Descent
-from discovery.agent.search.fit import PLAIN, WITH_MARGIN
+from discovery.agent.search.faults import Faults
+from discovery.agent.search.fit import PLAIN, WITH_MARGIN, measure_fits, total_excess
 from discovery.agent.search.measured import SearchFunctions
 from discovery.agent.search.mend import Mending
 from discovery.agent.search.rivals import RivalSearch
-from discovery.agent.search.shrink import examine_all, shrink
+from discovery.agent.search.shrink import MAX_BEAM_NODES, examine_all, shrink
 from discovery.errors import BudgetError
 from discovery.evaluation import FaithfulnessByAblation
 from discovery.methods.ablation import NodeSet
@@ -107,17 +109,22 @@ class _Search:
                 break
 
     def drop_unneeded(self) -> None:
-        """Drop the nodes that no context needs, all of them or one by one, if no fault grows."""
+        """Drop the nodes that no context needs, as many of the least needed as faults allow.
+
+        In a small circuit, nodes go as well that are needed by less than the margin.
+        """
         while True:
             faults = examine_all(self.mending, self.circuit)
-            unneeded = faults.unneeded_nodes(PLAIN) or faults.unneeded_nodes(WITH_MARGIN)
-            choices = ([unneeded] if len(unneeded) > 1 else []) + [[v] for v in unneeded]
-            smaller = [self.circuit - set(dropped) for dropped in choices]
+            unneeded = faults.unneeded_nodes(PLAIN)
+            if not unneeded and len(self.circuit) <= MAX_BEAM_NODES:
+                unneeded = faults.unneeded_nodes(WITH_MARGIN)
+            smaller = [self.circuit - group for group in _halve(unneeded)]
+            smaller = [nodes for nodes in smaller if nodes]
             better = next(
                 (
                     nodes
-                    for nodes in smaller
-                    if nodes and examine_all(self.mending, nodes).order < faults.order
+                    for nodes in self._keep_hopeful(smaller, faults)
+                    if examine_all(self.mending, nodes).order < faults.order
                 ),
                 None,
             )
@@ -131,3 +138,25 @@ class _Search:
                 )
             )
             self.circuit = better
+
+    def _keep_hopeful(self, sets: Sequence[NodeSet], faults: Faults) -> list[NodeSet]:
+        """Return the sets that miss (a), (b) and the largest gaps no more than the circuit does."""
+        functions = self.mending.functions
+        fits = measure_fits(functions, sets, "unneeded nodes")
+        allowed = faults.excess(PLAIN)
+        return [
+            nodes
+            for nodes, fit in zip(sets, fits, strict=True)
+            if total_excess(fit, PLAIN) <= allowed
+            and keeps_largest_gaps(functions, nodes, faults.gap_in, PLAIN)
+        ]
+
+
+def _halve(nodes: Sequence[Node]) -> list[NodeSet]:
+    """Return all nodes, the first half of them, a quarter, and so on down to the first one."""
+    groups = []
+    size = len(nodes)
+    while size:
+        groups.append(frozenset(nodes[:size]))
+        size //= 2
+    return groups

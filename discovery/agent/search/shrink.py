@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from discovery.agent.search.faults import Faults, Order, add_drop_shares
+from discovery.agent.search.faults import Faults, Order, add_drop_shares, share_of_margin
 from discovery.agent.search.fit import (
     PLAIN,
     WITH_MARGIN,
@@ -55,8 +55,15 @@ def examine_all(mending: Mending, circuit: NodeSet) -> Faults:
     """Return what is wrong with a set by (a) to (d)."""
     faults = mending.examine(circuit)
     if not faults.drop_shares:
-        faults = add_drop_shares(mending.functions, circuit, faults, mending.contexts)
+        faults = add_drop_shares(
+            mending.functions, circuit, faults, mending.contexts, mending.searched
+        )
         mending.faults_of[circuit] = faults
+        for node, drop in faults.drops.items():
+            if drop.context:
+                mending.contexts.setdefault(node, []).append(drop.context)
+            if drop.share < PLAIN.drop_share and len(circuit) > MAX_BEAM_NODES:
+                mending.searched.add(node)
     return faults
 
 
@@ -98,7 +105,7 @@ def _least_order(gap: float) -> Order:
 
     It spares examining most sets: a node that changes f by more than (c) allows cannot go.
     """
-    used = max(gap - WITH_MARGIN.gap_out, 0.0) / (PLAIN.gap_out - WITH_MARGIN.gap_out)
+    used = share_of_margin(gap, WITH_MARGIN.gap_out, PLAIN.gap_out)
     return round(max(gap - PLAIN.gap_out, 0.0), 6), 0, round(used, 6)
 
 

@@ -59,15 +59,15 @@ def test_what_is_clear_of_every_bound_is_measured_on_few_pairs() -> None:
     assert values[A] == pytest.approx(0.9, abs=0.02)
     exact = 1 - float(f([EVERYTHING - {B}])[0])
     assert values[B] == pytest.approx(exact, abs=1e-12), "it is near the bound"
-    on_all = {kept for kept, pairs in f.measured[:-1] if pairs is None}
+    on_all = {kept for kept, pairs in f.measured if pairs == N_PAIRS}
     assert on_all == {EVERYTHING, EVERYTHING - {B}}
-    assert {pairs for _, pairs in f.measured[:-1]} == {SCREEN_PAIRS, None}
+    assert {pairs for _, pairs in f.measured[:-1]} == {SCREEN_PAIRS, 2 * SCREEN_PAIRS, N_PAIRS}
 
 
 def test_every_bound_counts_and_the_sign_does_not() -> None:
     f = CountedFaithfulness({A: -0.5, B: 0.1, C: 0.001}, noise=0.01)
     differences(f, 0.1, 0.5)
-    assert {EVERYTHING - {A}, EVERYTHING - {B}} <= {k for k, pairs in f.measured if pairs is None}
+    assert {EVERYTHING - {A}, EVERYTHING - {B}} <= {k for k, pairs in f.measured if pairs == N_PAIRS}
 
 
 def test_with_few_pairs_all_are_measured_at_once() -> None:

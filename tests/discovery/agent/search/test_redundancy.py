@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from discovery.agent.search.measured import SCREEN_PAIRS
 from discovery.agent.search.redundancy import redundant_partners
 from discovery.methods.ablation import NodeSet
 from discovery.sites import Node
@@ -18,10 +19,12 @@ A, B, C, D = (Node.parse(name) for name in ("a0.h0", "a0.h1", "a1.h0", "a1.h1"))
 def as_faithfulness(f: Any) -> Any:
     """f of several sets, as the evaluation gives it."""
 
-    def measure(sets: Sequence[NodeSet], label: str) -> torch.Tensor:
+    def measure(sets: Sequence[NodeSet], label: str, pairs: int) -> torch.Tensor:
+        assert pairs == SCREEN_PAIRS
         return torch.tensor([float(f(kept)) for kept in sets])
 
     measure.everything = frozenset({A, B, C, D})
+    measure.n_pairs = 64
     return measure
 
 

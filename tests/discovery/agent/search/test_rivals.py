@@ -48,7 +48,7 @@ def make_rival_search(f: Any, on_decision: OnDecision = ignore_decision) -> Riva
 
 def make_candidate(severity: tuple[float, int], rivals: Any, controls: Any) -> CandidateCircuit:
     """Return a candidate with faults by the conditions themselves, and none by the margins."""
-    return CandidateCircuit(order=(*severity, 0.0, 0), rivals=rivals, controls=controls)
+    return CandidateCircuit(order=(*severity, 0.0), rivals=rivals, controls=controls)
 
 
 ONE = frozenset({A, X})
