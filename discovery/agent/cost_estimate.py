@@ -32,7 +32,12 @@ from discovery.engine import SIDES, Engine, Meter
 from discovery.evaluation import SplitEvaluator, thresholds
 from discovery.evaluation.alternatives import ALTERNATIVE_SCREENING_PAIRS
 from discovery.evaluation.completeness import BLOCK_SIZE, N_PARTITIONS
-from discovery.evaluation.contexts import CONTEXT_PAIRS, MAX_SCREENED, N_PARTNERS_BY_DROP
+from discovery.evaluation.contexts import (
+    CONTEXT_PAIRS,
+    CONTEXT_SCREENING_PAIRS,
+    MAX_SCREENED,
+    N_PARTNERS_BY_DROP,
+)
 from discovery.graph import EVIDENCE_ABLATIONS
 from discovery.methods.ablation import NodeSet, SetMetric
 from discovery.methods.patching import estimate_node_effects, plan_sweep
@@ -262,7 +267,8 @@ class StageEstimator:
         rounds = (
             SEARCH_ROUNDS * examined * PAIRS_PER_SCREEN * min(SCREEN_PAIRS, self.n_search_pairs)
         )
-        screened = 2 * min(size, N_PARTNERS_BY_DROP) * min(SCREENING_PAIRS, self.n_search_pairs)
+        screened = 2 * min(size, N_PARTNERS_BY_DROP)
+        screened *= min(CONTEXT_SCREENING_PAIRS, self.n_search_pairs)
         compared = 2 * min(size, MAX_SCREENED) * min(CONTEXT_PAIRS, self.n_search_pairs)
         contexts = SHORT_SHARE * size * (screened + compared)
         return len(EVIDENCE_ABLATIONS) * (rounds + contexts)
