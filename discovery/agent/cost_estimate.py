@@ -65,14 +65,14 @@ class CostEstimate:
     """The estimated cost of a run.
 
     Attributes:
-        forward_equivalents: The cost of the whole run in forward-pass equivalents, or its budget if
+        forward_equivalents: the cost of the whole run in forward-pass equivalents, or its budget if
             that is smaller.
-        stages: The cost of each stage, without a budget.
-        seconds: How long the whole run takes on this machine.
-        rate: The forward-pass equivalents that this machine does in a second.
-        plan: How the budget is divided; None without a budget.
-        spent: The forward-pass equivalents that making this estimate took.
-        note: How exact the estimate is, and what it assumes.
+        stages: the cost of each stage, without a budget.
+        seconds: how long the whole run takes on this machine.
+        rate: the forward-pass equivalents that this machine does in a second.
+        plan: how the budget is divided; None without a budget.
+        spent: the forward-pass equivalents that making this estimate took.
+        note: how exact the estimate is, and what it assumes.
     """
 
     forward_equivalents: float
@@ -148,7 +148,7 @@ def measure_rate(engine: Engine, universe: Universe) -> float:
     """Return the forward-pass equivalents a second of some sets, when their caches are filled.
 
     Raises:
-        BudgetError: If the budget does not reach that far.
+        BudgetError: if the budget does not reach that far.
     """
     sets = SetMetric(engine, "resample", universe)
     sets.fill_cache()
@@ -173,13 +173,13 @@ class StageEstimator:
     """Estimates what each stage of a run costs.
 
     Attributes:
-        discovery: All discovery pairs.
-        heldout: The held-out pairs.
-        ranking: Those on which all nodes are measured; only these are run.
-        description: Those for sweeps by position and edges.
-        universe: What can be ablated.
-        budget: The budget of the run; None means no limit.
-        exhaustive: Whether every cell and edge is measured.
+        discovery: all discovery pairs.
+        heldout: the held-out pairs.
+        ranking: those on which all nodes are measured; only these are run.
+        description: those for sweeps by position and edges.
+        universe: what can be ablated.
+        budget: the budget of the run; None means no limit.
+        exhaustive: whether every cell and edge is measured.
     """
 
     discovery: Engine
@@ -212,8 +212,8 @@ class StageEstimator:
         """Return the cost of each stage, in the order of the stages.
 
         Args:
-            start: The number of nodes with which the search begins; None before it is known.
-            size: The number of nodes in the circuit; None before it is known.
+            start: the number of nodes with which the search begins; None before it is known.
+            size: the number of nodes in the circuit; None before it is known.
         """
         if size is None:
             known = None if start is None else round(start / START_SURPLUS)
@@ -319,9 +319,9 @@ class StageEstimator:
         """Return what some sweeps cost: their rows, and the cached passes that planning them makes.
 
         Args:
-            sites: The sites.
-            directions: The directions of each.
-            share: The share of the cells that is asked for.
+            sites: the sites.
+            directions: the directions of each.
+            share: the share of the cells that is asked for.
         """
         engine = self.description
         info = engine.backend.info

@@ -27,10 +27,10 @@ class Outlook:
     """How far a run is, and what is left of it.
 
     Attributes:
-        earlier: The forward-pass equivalents that earlier processes spent on the run.
-        done: The forward-pass equivalents that the run has spent, with the earlier ones.
-        total: What the whole run is estimated to take, or its budget if that is less.
-        rate: The forward-pass equivalents that it does in a second.
+        earlier: the forward-pass equivalents that earlier processes spent on the run.
+        done: the forward-pass equivalents that the run has spent, with the earlier ones.
+        total: what the whole run is estimated to take, or its budget if that is less.
+        rate: the forward-pass equivalents that it does in a second.
     """
 
     earlier: float
@@ -90,7 +90,7 @@ def _estimate_stages(state: State, context: RunContext) -> Mapping[str, float]:
     """Estimate the cost of the stages, and time a few sets if none have been timed yet.
 
     Raises:
-        BudgetError: If the budget does not even reach that.
+        BudgetError: if the budget does not even reach that.
     """
     ranking = context.description_engine
     if context.settings.exhaustive:

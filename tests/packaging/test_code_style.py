@@ -33,15 +33,6 @@ DOCSTRING_SECTIONS = ("Args:", "Attributes:", "Raises:")
 SECTION_ENTRY = re.compile(r" +[`*\w.]+(?:, [`*\w.]+)*: (?P<word>[A-Z][^\s.,;:]*)")
 NAME = re.compile(r".+[A-Z0-9_(\[|^·²]|[B-Z]$")  # TransformerLens, SAE, W_O, T
 PROPER_NOUNS = {"True", "False", "None", "Holm", "Holm's", "Hugging", "Jaccard", "Python"}
-# The search and the estimates are being rewritten; their docstrings follow then.
-UNCHECKED_DOCSTRINGS = (
-    "discovery/agent/search/",
-    "discovery/agent/stages/candidate.py",
-    "discovery/agent/stages/nodes.py",
-    "discovery/agent/stages/stability.py",
-    "discovery/agent/cost_estimate.py",
-    "discovery/agent/planning.py",
-)
 MACHINE_PATH = re.compile(r"""["'\s=(](/home/|/root/|/Users/|/work/|/opt/|[A-Z]:\\)""")
 
 
@@ -243,7 +234,6 @@ def test_an_entry_of_a_docstring_begins_in_lower_case() -> None:
     offenders = [
         location(path, line)
         for path in python_files()
-        if not location(path, 1).startswith(UNCHECKED_DOCSTRINGS)
         for line, word in list_entry_words(path)
         if not NAME.match(word) and word not in PROPER_NOUNS
     ]

@@ -30,9 +30,9 @@ class Backups:
     """Nodes that close gaps.
 
     Attributes:
-        nodes: The nodes, in the order in which they were found.
-        behind: For each of them, the node whose work it does.
-        gaps: The gaps that they close: for each such node, its gap without them.
+        nodes: the nodes, in the order in which they were found.
+        behind: for each of them, the node whose work it does.
+        gaps: the gaps that they close: for each such node, its gap without them.
     """
 
     nodes: list[Node] = field(default_factory=list)
@@ -52,12 +52,12 @@ def find_all_backups(
 
     Args:
         functions: f under each ablation.
-        circuit: The circuit.
+        circuit: the circuit.
         gaps: |f(C∖u) − f(U∖u)| of each node u of the circuit, the larger of both ablations.
-        candidates: Nodes outside the circuit, the most promising first.
+        candidates: nodes outside the circuit, the most promising first.
 
     Raises:
-        BudgetError: If the budget does not reach that far.
+        BudgetError: if the budget does not reach that far.
     """
     backups = Backups()
     waiting = {u: gap for u, gap in gaps.items() if gap > WITH_MARGIN.gap_in}
@@ -84,15 +84,15 @@ def find_backups(
 
     Args:
         functions: f under each ablation.
-        circuit: The circuit.
-        ablated: The node u of the circuit whose gap |f(C∖u) − f(U∖u)| is too large.
-        candidates: Nodes outside the circuit, the most promising first.
+        circuit: the circuit.
+        ablated: the node u of the circuit whose gap |f(C∖u) − f(U∖u)| is too large.
+        candidates: nodes outside the circuit, the most promising first.
 
     Returns:
         The nodes; empty if all candidates together do not close the gap.
 
     Raises:
-        BudgetError: If the budget does not reach that far.
+        BudgetError: if the budget does not reach that far.
     """
     gap = _Gap(functions, circuit, ablated)
     if not gap.is_closed_by([frozenset(candidates)])[0]:
@@ -171,11 +171,11 @@ def measure_gaps_in(
 
     Args:
         functions: f under each ablation.
-        circuit: The circuit.
-        nodes: The nodes; None means all nodes of the circuit.
+        circuit: the circuit.
+        nodes: the nodes; None means all nodes of the circuit.
 
     Raises:
-        BudgetError: If the budget does not reach that far.
+        BudgetError: if the budget does not reach that far.
     """
     nodes = sorted(circuit) if nodes is None else nodes
     by_ablation = [
@@ -201,12 +201,12 @@ def keeps_largest_gaps(
 
     Args:
         functions: f under each ablation.
-        remaining: What is left of the circuit.
-        gaps: The gap of each node before; one beyond the bound must only not grow.
-        bounds: The bounds.
+        remaining: what is left of the circuit.
+        gaps: the gap of each node before; one beyond the bound must only not grow.
+        bounds: the bounds.
 
     Raises:
-        BudgetError: If the budget does not reach that far.
+        BudgetError: if the budget does not reach that far.
     """
     large = [u for u in remaining if gaps[u] > LARGE_GAP_SHARE * bounds.gap_in]
     largest = sorted(large, key=lambda u: (-gaps[u], u))[:MAX_LARGEST_GAPS]

@@ -15,10 +15,10 @@ class Decision:
     """One decision of a search, as it enters the journal.
 
     Attributes:
-        measured: The numbers that the decision rests on.
-        concluded: What the search does.
-        why: The reason, in words.
-        stopped: What ended the search, if this decision ends it: the budget, or the limit on the
+        measured: the numbers that the decision rests on.
+        concluded: what the search does.
+        why: the reason, in words.
+        stopped: what ended the search, if this decision ends it: the budget, or the limit on the
             number of sets.
     """
 

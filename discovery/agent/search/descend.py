@@ -38,10 +38,10 @@ class Descent:
 
     Attributes:
         functions: f under each ablation.
-        on_decision: Called with each decision.
-        circuit: The set that the search has reached.
-        contexts: For nodes that came back, the node whose backup they are.
-        required: Nodes that are not left out again.
+        on_decision: called with each decision.
+        circuit: the set that the search has reached.
+        contexts: for nodes that came back, the node whose backup they are.
+        required: nodes that are not left out again.
     """
 
     functions: SearchFunctions
@@ -55,7 +55,7 @@ class Descent:
         """Leave nodes out until none can go.
 
         Raises:
-            BudgetError: If the budget ends; `circuit` is the best set by then.
+            BudgetError: if the budget ends; `circuit` is the best set by then.
         """
         self._gaps = measure_gaps_in(self.functions, self.circuit)
         for _ in range(MAX_ROUNDS):

@@ -43,8 +43,8 @@ class DropShare:
     """How much a node is needed (d).
 
     Attributes:
-        share: Its largest drop as a share of δ, the larger of both ablations; a lower bound.
-        context: What is taken out with it.
+        share: its largest drop as a share of δ, the larger of both ablations; a lower bound.
+        context: what is taken out with it.
     """
 
     share: float
@@ -57,10 +57,10 @@ class Faults:
 
     Attributes:
         fit: f(C) and f(U∖C) under each ablation.
-        gap_in: For each node u of the set, |f(C∖u) − f(U∖u)|, the larger of both ablations (c).
-        gap_out: For each node v outside that was looked at alone, |f(C∪v) − f(C)|, the larger of
+        gap_in: for each node u of the set, |f(C∖u) − f(U∖u)|, the larger of both ablations (c).
+        gap_out: for each node v outside that was looked at alone, |f(C∪v) − f(C)|, the larger of
             both ablations (c).
-        drops: For each node of the set, its largest drop (d). Empty if it was not measured.
+        drops: for each node of the set, its largest drop (d). Empty if it was not measured.
     """
 
     fit: FitByAblation
@@ -134,11 +134,11 @@ def find_faults(functions: SearchFunctions, circuit: NodeSet, seed: int) -> Faul
 
     Args:
         functions: f under each ablation.
-        circuit: The set.
-        seed: The seed of the random groups.
+        circuit: the set.
+        seed: the seed of the random groups.
 
     Raises:
-        BudgetError: If the budget does not reach that far.
+        BudgetError: if the budget does not reach that far.
     """
     (fit,) = measure_fits(functions, [circuit])
     return Faults(
@@ -159,13 +159,13 @@ def add_drop_shares(
 
     Args:
         functions: f under each ablation.
-        circuit: The set.
-        faults: What is wrong with it by (a) to (c).
-        contexts: Contexts in which some nodes are known to matter.
-        searched: Nodes whose contexts have been searched in a larger set.
+        circuit: the set.
+        faults: what is wrong with it by (a) to (c).
+        contexts: contexts in which some nodes are known to matter.
+        searched: nodes whose contexts have been searched in a larger set.
 
     Raises:
-        BudgetError: If the budget does not reach that far.
+        BudgetError: if the budget does not reach that far.
     """
     if faults.severity(PLAIN) > 0:
         return faults

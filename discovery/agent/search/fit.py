@@ -29,11 +29,11 @@ class Bounds:
     """Bounds on a circuit.
 
     Attributes:
-        faithfulness: The lowest and the highest f(C) (a).
-        knockout: The largest |f(U∖C)| (b).
-        gap_in: The largest |f(C∖u) − f(U∖u)| of a node u of the circuit (c).
-        gap_out: The largest |f(C∪v) − f(C)| of a node v outside (c).
-        drop_share: The smallest drop of a node of the circuit, as a share of δ (d).
+        faithfulness: the lowest and the highest f(C) (a).
+        knockout: the largest |f(U∖C)| (b).
+        gap_in: the largest |f(C∖u) − f(U∖u)| of a node u of the circuit (c).
+        gap_out: the largest |f(C∪v) − f(C)| of a node v outside (c).
+        drop_share: the smallest drop of a node of the circuit, as a share of δ (d).
     """
 
     faithfulness: tuple[float, float]
@@ -88,15 +88,15 @@ def measure_fits(
 
     Args:
         functions: f under each ablation.
-        sets: The sets.
-        label: Names the work for progress and errors.
-        screen: Whether a few pairs are enough.
+        sets: the sets.
+        label: names the work for progress and errors.
+        screen: whether a few pairs are enough.
 
     Returns:
         For each set, its fit under each ablation.
 
     Raises:
-        BudgetError: If the budget does not reach that far.
+        BudgetError: if the budget does not reach that far.
     """
     fits: dict[EvidenceAblation, list[Fit]] = {}
     for ablation, f in functions.items():
@@ -143,8 +143,8 @@ class Curve:
     """Fits of the ranking's first k nodes, for some k.
 
     Attributes:
-        ranking: All nodes, the largest effect first.
-        fits: The fit of each size that was measured.
+        ranking: all nodes, the largest effect first.
+        fits: the fit of each size that was measured.
     """
 
     ranking: Sequence[Node]

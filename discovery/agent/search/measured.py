@@ -32,7 +32,7 @@ class SearchFunction(SetFunction, Protocol):
         """Return f of each set, on a few pairs.
 
         Raises:
-            BudgetError: If the budget does not reach that far.
+            BudgetError: if the budget does not reach that far.
         """
         ...
 
@@ -46,14 +46,14 @@ class SearchFunction(SetFunction, Protocol):
         """Return f(first) − f(second) for each pair of sets.
 
         Args:
-            first: The first set of each pair.
-            second: The second set of each pair.
-            bounds: The bounds with which the absolute differences are compared: values that are
+            first: the first set of each pair.
+            second: the second set of each pair.
+            bounds: the bounds with which the absolute differences are compared: values that are
                 clear of all of them may be less exact.
-            label: Names the work for progress and errors.
+            label: names the work for progress and errors.
 
         Raises:
-            BudgetError: If the budget does not reach that far.
+            BudgetError: if the budget does not reach that far.
         """
         ...
 
@@ -96,7 +96,7 @@ class MeasuredFunction:
 
     Attributes:
         faithfulness: f on all these pairs.
-        everything: The universe.
+        everything: the universe.
     """
 
     def __init__(self, faithfulness: Faithfulness) -> None:

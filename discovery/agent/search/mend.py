@@ -31,9 +31,9 @@ class Proposal:
     """A set to examine next, and the decision that leads to it.
 
     Attributes:
-        circuit: The set.
-        decision: What is added, and why.
-        behind: For nodes that are added as backups, the node whose work they do.
+        circuit: the set.
+        decision: what is added, and why.
+        behind: for nodes that are added as backups, the node whose work they do.
     """
 
     circuit: NodeSet
@@ -47,12 +47,12 @@ class Mending:
 
     Attributes:
         functions: f under each ablation.
-        ranking: All nodes, the largest effect first.
-        seed: The seed of the random groups.
-        on_decision: Called with each decision.
-        faults_of: What is wrong with each set that was examined.
-        contexts: For some nodes, contexts in which they matter.
-        searched: Nodes for which no context was found in which they matter.
+        ranking: all nodes, the largest effect first.
+        seed: the seed of the random groups.
+        on_decision: called with each decision.
+        faults_of: what is wrong with each set that was examined.
+        contexts: for some nodes, contexts in which they matter.
+        searched: nodes for which no context was found in which they matter.
     """
 
     functions: SearchFunctions
@@ -67,7 +67,7 @@ class Mending:
         """Add nodes, and return the best set seen.
 
         Raises:
-            BudgetError: If the budget ends; `best` is the best set by then.
+            BudgetError: if the budget ends; `best` is the best set by then.
         """
         circuit = start
         while True:
@@ -91,7 +91,7 @@ class Mending:
         """Mend a set without telling the journal.
 
         Raises:
-            BudgetError: If the budget ends.
+            BudgetError: if the budget ends.
         """
         silent = replace(self, on_decision=ignore_decision, faults_of={})
         mended = silent.run(start)

@@ -19,14 +19,14 @@ def redundant_partners(f: Faithfulness, nodes: Sequence[Node]) -> dict[str, tupl
     The difference must reach 0.1, which is as much as (c) lets a node outside the circuit matter.
 
     Args:
-        f: Faithfulness on discovery pairs, under one ablation; the first SCREEN_PAIRS are used.
-        nodes: The nodes of the circuit, the strongest first.
+        f: faithfulness on discovery pairs, under one ablation; the first SCREEN_PAIRS are used.
+        nodes: the nodes of the circuit, the strongest first.
 
     Returns:
         For each node that has partners, the names of its partners.
 
     Raises:
-        BudgetError: If the budget does not reach that far.
+        BudgetError: if the budget does not reach that far.
     """
     nodes = nodes[:MAX_PAIRED_NODES]
     pairs = list(itertools.combinations(nodes, 2))

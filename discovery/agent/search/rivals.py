@@ -36,9 +36,9 @@ class CandidateCircuit:
     """What is known of a set that might be the circuit.
 
     Attributes:
-        order: How severe its faults by (a) to (d) are; see `Faults.order`.
-        rivals: The layer-matched sets that do as well under either ablation, in forward order.
-        controls: For each ablation, how it compares with layer-matched sets; None if there are no
+        order: how severe its faults by (a) to (d) are; see `Faults.order`.
+        rivals: the layer-matched sets that do as well under either ablation, in forward order.
+        controls: for each ablation, how it compares with layer-matched sets; None if there are no
             other such sets.
     """
 
@@ -84,9 +84,9 @@ class RivalSearch:
         """Prepare to compare.
 
         Args:
-            mending: Examines and mends sets.
-            f_by_ablation: Faithfulness on the pairs of the search.
-            ranking: All nodes, the largest effect first.
+            mending: examines and mends sets.
+            f_by_ablation: faithfulness on the pairs of the search.
+            ranking: all nodes, the largest effect first.
         """
         self.mending = mending
         self.f_by_ablation = f_by_ablation
@@ -96,7 +96,7 @@ class RivalSearch:
         """Find the faults and the rivals of a set.
 
         Raises:
-            BudgetError: If the budget does not reach that far.
+            BudgetError: if the budget does not reach that far.
         """
         comparisons = {
             ablation: find_rivals(f, circuit, self.ranking, self.mending.seed, by_layer=True)

@@ -42,8 +42,8 @@ class SearchOutcome:
     """What a search found.
 
     Attributes:
-        circuit: The best set. If the budget ended, this is the best set by then.
-        drop_shares: For each node of the circuit, a lower bound on its largest drop as a share of δ
+        circuit: the best set. If the budget ended, this is the best set by then.
+        drop_shares: for each node of the circuit, a lower bound on its largest drop as a share of δ
             (d); empty if that was not measured.
     """
 
@@ -63,11 +63,11 @@ def search_circuit(
 
     Args:
         functions: f under each ablation, on the pairs of the search or on a resample of them.
-        start: The set to begin with; see `fit.choose_start`.
-        ranking: All nodes, the largest effect first.
-        seed: The seed of what is drawn at random.
-        on_decision: Called with each decision of the search.
-        rivals_by: Faithfulness by which rivals are compared; None leaves step 6 out.
+        start: the set to begin with; see `fit.choose_start`.
+        ranking: all nodes, the largest effect first.
+        seed: the seed of what is drawn at random.
+        on_decision: called with each decision of the search.
+        rivals_by: faithfulness by which rivals are compared; None leaves step 6 out.
     """
     mending = Mending(functions, ranking, seed, on_decision)
     search = _Search(mending, start)

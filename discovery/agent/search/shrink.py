@@ -32,14 +32,14 @@ def shrink(mending: Mending, circuit: NodeSet) -> NodeSet:
     """Drop one node after the other while (a) and (b) hold as points and no fault grows.
 
     Args:
-        mending: Gives f, and examines sets.
-        circuit: The set to begin with.
+        mending: gives f, and examines sets.
+        circuit: the set to begin with.
 
     Returns:
         Of the smallest sets that were reached, the one whose f is closest to 1.
 
     Raises:
-        BudgetError: If the budget ends.
+        BudgetError: if the budget ends.
     """
     if len(circuit) > MAX_BEAM_NODES:
         return circuit

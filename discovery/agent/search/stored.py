@@ -30,8 +30,8 @@ class Estimate:
     """How f of a set follows from measured sets: a weighted sum of their values.
 
     Attributes:
-        rows: The numbers of the measured sets.
-        signs: What each is multiplied by.
+        rows: the numbers of the measured sets.
+        signs: what each is multiplied by.
     """
 
     rows: np.ndarray
@@ -43,7 +43,7 @@ class StoredSets:
 
     Attributes:
         faithfulness: f on the pairs of the search.
-        everything: The universe.
+        everything: the universe.
     """
 
     def __init__(self, faithfulness: Faithfulness) -> None:
@@ -140,18 +140,18 @@ class StoredFunction(UnscreenedFunction):
     """f under one ablation on a resample, from stored sets.
 
     Attributes:
-        stored: The sets.
-        everything: The universe.
-        n_pairs: The number of pairs.
-        is_defined: Whether f means anything under this ablation.
+        stored: the sets.
+        everything: the universe.
+        n_pairs: the number of pairs.
+        is_defined: whether f means anything under this ablation.
     """
 
     def __init__(self, stored: StoredSets, weights: Float[Tensor, "pair"]) -> None:
         """Take the values of the stored sets.
 
         Args:
-            stored: The sets.
-            weights: The weight of each pair in the resample; they sum to 1.
+            stored: the sets.
+            weights: the weight of each pair in the resample; they sum to 1.
         """
         self.stored = stored
         self.everything = stored.everything

@@ -20,8 +20,8 @@ def find_sufficient_subset(
     """Find a subset that is enough, and of which no node can be left out.
 
     Args:
-        nodes: The nodes, the most promising first; together they are enough.
-        are_enough: Says of each of several sets whether it is enough.
+        nodes: the nodes, the most promising first; together they are enough.
+        are_enough: says of each of several sets whether it is enough.
 
     Returns:
         The subset, in the order of `nodes`. If `are_enough` is not monotonic, it may not be the
@@ -51,8 +51,8 @@ def shorten(
     """Return a short beginning of a list that is enough, found by bisection.
 
     Args:
-        nodes: The nodes, the most promising first; together they are enough.
-        are_enough: Says of each of several sets whether it is enough.
+        nodes: the nodes, the most promising first; together they are enough.
+        are_enough: says of each of several sets whether it is enough.
     """
     low, high = 0, len(nodes)  # the first `low` nodes are not enough, the first `high` are
     while high - low > 1:

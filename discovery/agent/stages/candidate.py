@@ -119,7 +119,7 @@ def _describe_members(state: State, context: RunContext) -> State:
     """Measure the effects of the circuit's nodes on all pairs of the search, and what they repeat.
 
     Raises:
-        BudgetError: If the budget does not reach that far.
+        BudgetError: if the budget does not reach that far.
     """
     evaluator = context.search_evaluator
     members = state.circuit_nodes

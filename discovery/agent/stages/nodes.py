@@ -69,16 +69,16 @@ def measure_both_directions(
     """Measure nodes alone in both directions, and keep the arrays.
 
     Args:
-        context: The run.
-        engine: The pairs.
-        name: What the arrays are named after: `<name>-noising` and `<name>-denoising`.
-        nodes: The nodes; None means the universe.
+        context: the run.
+        engine: the pairs.
+        name: what the arrays are named after: `<name>-noising` and `<name>-denoising`.
+        nodes: the nodes; None means the universe.
 
     Returns:
         The effects of noising, and of denoising.
 
     Raises:
-        BudgetError: If the budget does not reach that far.
+        BudgetError: if the budget does not reach that far.
     """
     noising = measure_node_effects(engine, "noising", context.universe, nodes)
     denoising = measure_node_effects(engine, "denoising", context.universe, nodes)

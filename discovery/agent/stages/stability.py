@@ -54,9 +54,9 @@ class ResampleSearch:
     """The outcome of the search on one resample.
 
     Attributes:
-        circuit: The nodes that it chose.
-        drop_shares: The drop of each as a share of δ.
-        cut_off: Why the search was cut off; None if it ended by itself.
+        circuit: the nodes that it chose.
+        drop_shares: the drop of each as a share of δ.
+        cut_off: why the search was cut off; None if it ended by itself.
     """
 
     circuit: NodeSet
@@ -174,8 +174,8 @@ def decidable_mean(jaccard: Sequence[float], cut: Sequence[bool]) -> float | Non
     A search that was cut off might have ended anywhere, between a Jaccard of 0 and of 1.
 
     Args:
-        jaccard: The Jaccard of each search with the circuit.
-        cut: Whether the search was cut off.
+        jaccard: the Jaccard of each search with the circuit.
+        cut: whether the search was cut off.
 
     Returns:
         The lower bound of the mean if even that is high enough, the upper bound if even that is
@@ -223,7 +223,7 @@ def _is_confirmed(
     """Measure a circuit, and return whether it meets (a) and (b) on the resample.
 
     Raises:
-        BudgetError: If the budget does not reach that far.
+        BudgetError: if the budget does not reach that far.
     """
     excess = 0.0
     for sets in stored.values():
@@ -242,12 +242,12 @@ class SavedRanking:
     """What the ranking measured for each pair.
 
     Attributes:
-        nodes: The nodes.
-        noising: The metric with each node noised, [pair node].
-        denoising: The metric with each node denoised, [pair node].
-        clean: The metric of the clean runs, [pair].
-        corrupted: The metric of the corrupted runs, [pair].
-        ablated_by_mean: The metric with each node at its mean, [pair node].
+        nodes: the nodes.
+        noising: the metric with each node noised, [pair node].
+        denoising: the metric with each node denoised, [pair node].
+        clean: the metric of the clean runs, [pair].
+        corrupted: the metric of the corrupted runs, [pair].
+        ablated_by_mean: the metric with each node at its mean, [pair node].
         full: m(U) under mean ablation, [pair].
         empty: m(∅) under mean ablation, [pair].
     """
