@@ -17,8 +17,9 @@ from pathlib import Path
 
 from benchmarks.output import format_header, format_list, format_row, open_output, print_progress
 from benchmarks.smollm2 import fetch_smollm2
-from discovery import discover, load_model, load_task, resume
-from discovery.graph import CircuitGraph, load_record
+from discovery import discover, load_model, load_task
+from discovery.agent import resume
+from discovery.graph import CircuitGraph
 from discovery.sites import Node
 from discovery.store import open_run
 
@@ -58,7 +59,7 @@ def format_results(folder: Path) -> list[str]:
     rows = [format_header(*COLUMNS)]
     reasons = []
     for path in sorted(folder.glob("*/*/circuit.json")):
-        circuit = load_record(path)
+        circuit = open_run(path.parent.parent, path.parent.name).load_circuit()
         task_name = path.parent.parent.name
         rows.append(format_row(task_name, *_describe(circuit, path.parent)))
         reasons.append(f"\n{task_name}: {circuit.verdict}\n\n")
@@ -68,7 +69,7 @@ def format_results(folder: Path) -> list[str]:
 
 def _describe(circuit: CircuitGraph, run_folder: Path) -> Sequence[object]:
     nodes = [Node.parse(str(name)) for name in circuit.members]
-    n_heads = sum(node.is_head for node in nodes)
+    n_heads = sum(node.kind == "attention_head" for node in nodes)
     heldout = circuit.evaluation.heldout.ablations if circuit.evaluation else None
     scores = []
     for ablation in ("resample", "mean"):
