@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks.output import format_header, format_list, format_row, open_output, print_progress
 from benchmarks.smollm2 import fetch_smollm2
@@ -50,7 +51,7 @@ def run_task(task_name: str, folder: Path, n_pairs: int | None, budget: float | 
     discover(model, task, runs_dir=runs_dir, budget=budget, on_event=_print_event)
 
 
-def _print_event(event: dict[str, object]) -> None:
+def _print_event(event: Mapping[str, Any]) -> None:
     print_progress(event["stage"], event.get("forward_equivalents", ""), event["concluded"])
 
 
@@ -70,10 +71,10 @@ def format_results(folder: Path) -> list[str]:
 def _describe(circuit: CircuitGraph, run_folder: Path) -> Sequence[object]:
     nodes = [Node.parse(str(name)) for name in circuit.members]
     n_heads = sum(node.kind == "attention_head" for node in nodes)
-    heldout = circuit.evaluation.heldout.ablations if circuit.evaluation else None
+    heldout = circuit.evaluation.heldout if circuit.evaluation else None
     scores = []
     for ablation in ("resample", "mean"):
-        evidence = getattr(heldout, ablation, None)
+        evidence = getattr(heldout.ablations, ablation) if heldout else None
         score = evidence.faithfulness if evidence is not None else None
         scores.append(f"{score.value:.3f}" if score is not None else "not measured")
     cost = circuit.cost

@@ -9,7 +9,7 @@ both.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from discovery.agent.search.backups import measure_gaps_in
