@@ -171,6 +171,7 @@ def measure_completeness(
         MAX_GAPS["inside"],
         PROGRESS_LABEL,
         n_tests,
+        relative_to=(circuit, f.everything),
     )
     outside.gaps = check_sequentially(
         f,
@@ -301,7 +302,13 @@ def has_small_gaps(f: Faithfulness, circuit: NodeSet, ranking: Sequence[Node], s
         for begin in range(0, len(nodes), NODES_PER_STEP):
             step = {v: sets_by_node[v] for v in nodes[begin : begin + NODES_PER_STEP]}
             gaps = check_sequentially(
-                f, step, MAX_GAPS[side], PROGRESS_LABEL, len(nodes), n_nearest=0
+                f,
+                step,
+                MAX_GAPS[side],
+                PROGRESS_LABEL,
+                len(nodes),
+                n_nearest=0,
+                relative_to=(circuit, f.everything) if side == "inside" else None,
             )
             if any(gap.size > MAX_GAPS[side] for gap in gaps.values()):
                 return False

@@ -72,9 +72,22 @@ SetPair = tuple[NodeSet, NodeSet]
 
 
 def measure_differences(
-    f: Faithfulness, pairs_of_sets: Sequence[SetPair], label: str, pairs: int | None = None
+    f: Faithfulness,
+    pairs_of_sets: Sequence[SetPair],
+    label: str,
+    pairs: int | None = None,
+    relative_to: SetPair | None = None,
 ) -> list[SetDifference]:
     """Measure f(S) − f(T) of several pairs of sets, over all pairs or the first so many.
+
+    Args:
+        f: f on one split under one ablation.
+        pairs_of_sets: S and T of each difference.
+        label: names the work for progress and errors.
+        pairs: the number of pairs; None means all.
+        relative_to: two sets whose difference is measured on all pairs. If the other differences
+            share most of their noise with it, a few pairs show what is left. Its standard error is
+            added to that of the rest.
 
     Raises:
         BudgetError: if the budget does not reach that far.
@@ -83,17 +96,24 @@ def measure_differences(
         return []
     sets = [node_set for pair in pairs_of_sets for node_set in pair]
     metric = f.set_metric(sets, label, pairs).double().cpu()
+    changes = metric[0::2] - metric[1::2]
     gap = (f.full - f.empty)[:pairs]
     n = len(gap)
+    shared = SetDifference(value=0.0, error=0.0, n=f.n_pairs)
+    if relative_to is not None and n < f.n_pairs:
+        (shared,) = measure_differences(f, [relative_to], label)
+        reference = f.set_metric(list(relative_to), label).double().cpu()[:, :n]
+        changes = changes - (reference[0] - reference[1])
     differences = []
-    for first, second in zip(metric[0::2], metric[1::2], strict=True):
-        change = first - second
+    for change in changes:
         ratio = change.mean() / gap.mean()
         error = math.inf
         if n > 1:
             residual = (change - ratio * gap) / gap.mean()
             error = float(residual.std()) / math.sqrt(n)
-        differences.append(SetDifference(value=float(ratio), error=error, n=n))
+        differences.append(
+            SetDifference(value=float(ratio) + shared.value, error=error + shared.error, n=n)
+        )
     return differences
 
 
@@ -104,6 +124,7 @@ def check_sequentially(
     label: str,
     n_tests: int | None = None,
     n_nearest: int = N_NEAREST,
+    relative_to: SetPair | None = None,
 ) -> dict[Node, SetDifference]:
     """Measure f(S) − f(T) for each node: on 32 pairs, and on all of them if it is near the limit.
 
@@ -115,15 +136,15 @@ def check_sequentially(
         n_tests: how many nodes are tested together; those of `sets_by_node` if None. A node above
             the limit is measured on all pairs unless it is above it simultaneously.
         n_nearest: how many nodes nearest to the limit are measured on all pairs in any case.
+        relative_to: see `measure_differences`.
 
     Raises:
         BudgetError: if the budget does not reach that far.
     """
     nodes = list(sets_by_node)
     first = min(thresholds.FIRST_PAIRS, f.n_pairs)
-    differences = dict(
-        zip(nodes, measure_differences(f, list(sets_by_node.values()), label, first), strict=True)
-    )
+    on_first = measure_differences(f, list(sets_by_node.values()), label, first, relative_to)
+    differences = dict(zip(nodes, on_first, strict=True))
     if first == f.n_pairs:
         return differences
     confidence = simultaneous_confidence(n_tests or len(nodes))

@@ -157,6 +157,7 @@ class _Gap:
                 [f.everything - {self.ablated}] * len(additions),
                 [WITH_MARGIN.gap_in],
                 LABEL,
+                relative_to=(self.circuit, f.everything),
             )
             .abs()
             .tolist()
@@ -184,6 +185,7 @@ def measure_gaps_in(
             [f.everything - {u} for u in nodes],
             [WITH_MARGIN.gap_in],
             "completeness",
+            relative_to=(circuit, f.everything),
         )
         .abs()
         .tolist()

@@ -21,6 +21,8 @@ from discovery.evaluation.faithfulness import SetFunction
 from discovery.graph import EvidenceAblation
 from discovery.methods.ablation import NodeSet
 
+SetPair = tuple[NodeSet, NodeSet]
+
 SCREEN_PAIRS = 16
 SCREEN_CONFIDENCE = 0.99
 
@@ -42,6 +44,7 @@ class SearchFunction(SetFunction, Protocol):
         second: Sequence[NodeSet],
         bounds: Sequence[float],
         label: str,
+        relative_to: SetPair | None = None,
     ) -> Float[Tensor, "set"]:
         """Return f(first) − f(second) for each pair of sets.
 
@@ -51,6 +54,9 @@ class SearchFunction(SetFunction, Protocol):
             bounds: the bounds with which the absolute differences are compared: values that are
                 clear of all of them may be less exact.
             label: names the work for progress and errors.
+            relative_to: two sets whose difference is measured on all pairs, and from which the
+                differences are taken. If all of them share most of their noise with it, a few pairs
+                show what is left.
 
         Raises:
             BudgetError: if the budget does not reach that far.
@@ -85,6 +91,7 @@ class UnscreenedFunction(ABC):
         second: Sequence[NodeSet],
         bounds: Sequence[float],
         label: str,
+        relative_to: SetPair | None = None,
     ) -> Float[Tensor, "set"]:
         """Return f(first) − f(second) for each pair of sets, whatever the bounds are."""
         values = self([*first, *second], label)
@@ -129,6 +136,7 @@ class MeasuredFunction:
         second: Sequence[NodeSet],
         bounds: Sequence[float],
         label: str,
+        relative_to: SetPair | None = None,
     ) -> Float[Tensor, "set"]:
         """Return f(first) − f(second), on twice as many pairs as long as these do not decide."""
         if not first:
@@ -136,8 +144,9 @@ class MeasuredFunction:
         values = torch.zeros(len(first), dtype=torch.float64)
         waiting = list(range(len(first)))
         for n_pairs in self._steps if bounds else [self._n_screened]:
+            pairs_of_sets = [(first[n], second[n]) for n in waiting]
             measured, undecided = self._screen_differences(
-                [first[n] for n in waiting], [second[n] for n in waiting], bounds, label, n_pairs
+                pairs_of_sets, bounds, label, n_pairs, relative_to
             )
             values[waiting] = measured
             waiting = [n for n, is_open in zip(waiting, undecided.tolist(), strict=True) if is_open]
@@ -162,21 +171,28 @@ class MeasuredFunction:
 
     def _screen_differences(
         self,
-        first: Sequence[NodeSet],
-        second: Sequence[NodeSet],
+        pairs_of_sets: Sequence[SetPair],
         bounds: Sequence[float],
         label: str,
         n_pairs: int,
+        relative_to: SetPair | None,
     ) -> tuple[Float[Tensor, "set"], Bool[Tensor, "set"]]:
         """Return the differences on the first pairs, and which of them are near a bound."""
         f = self.faithfulness
-        metric = f.set_metric([*first, *second], label, n_pairs).double().cpu()
-        gap = f.full[:n_pairs].mean() - f.empty[:n_pairs].mean()
-        share = (metric[: len(first)] - metric[len(first) :]) / gap
-        values = share.mean(1)
+        sets = [nodes for both in pairs_of_sets for nodes in both]
+        metric = f.set_metric(sets, label, n_pairs).double().cpu()
+        changes = metric[0::2] - metric[1::2]
+        known = 0.0
+        if relative_to is not None:
+            reference = f.set_metric(list(relative_to), label).double().cpu()
+            change = reference[0] - reference[1]
+            known = float(change.mean() / (f.full.mean() - f.empty.mean()))
+            changes = changes - change[:n_pairs]
+        share = changes / (f.full[:n_pairs].mean() - f.empty[:n_pairs].mean())
+        values = share.mean(1) + known
         quantile = float(student_t.ppf(0.5 + SCREEN_CONFIDENCE / 2, max(n_pairs - 1, 1)))
         half_width = quantile * share.std(1, unbiased=n_pairs > 1) / n_pairs**0.5
-        near = torch.zeros(len(first), dtype=torch.bool)
+        near = torch.zeros(len(pairs_of_sets), dtype=torch.bool)
         for bound in bounds:
             near |= (values.abs() - bound).abs() <= half_width
         return values, near

@@ -64,6 +64,23 @@ def test_what_is_clear_of_every_bound_is_measured_on_few_pairs() -> None:
     assert {pairs for _, pairs in f.measured[:-1]} == {SCREEN_PAIRS, 2 * SCREEN_PAIRS, N_PAIRS}
 
 
+def test_noise_that_all_differences_share_is_taken_from_all_pairs() -> None:
+    """A is noisy and in both sets of the reference; B and C are not."""
+    f = CountedFaithfulness({A: 0.12, B: 0.01, C: 0.002}, noise=0.0)
+    f.noise[A] = 0.3 * torch.randn(N_PAIRS, generator=torch.Generator().manual_seed(1)).double()
+    function = MeasuredFunction(f)  # type: ignore[arg-type]  # stands for a Faithfulness
+    reference = (EVERYTHING, EVERYTHING - {A})
+    first = [EVERYTHING - {B}, EVERYTHING - {C}]
+    second = [EVERYTHING - {A, B}, EVERYTHING - {A, C}]
+    exact = float(-torch.diff(f(reference))[0])
+    values = function.differences(first, second, [0.2], "", relative_to=reference)
+    assert values.tolist() == pytest.approx([exact, exact], abs=1e-12)
+    assert {len(s) for s, pairs in f.measured if pairs == SCREEN_PAIRS} == {1, 2}
+    assert all(pairs in (None, SCREEN_PAIRS) for _, pairs in f.measured)
+    plain = function.differences(first, second, [0.2], "").tolist()
+    assert plain != pytest.approx([exact, exact], abs=0.05), "the first pairs alone are off"
+
+
 def test_every_bound_counts_and_the_sign_does_not() -> None:
     f = CountedFaithfulness({A: -0.5, B: 0.1, C: 0.001}, noise=0.01)
     differences(f, 0.1, 0.5)
