@@ -172,3 +172,29 @@ def test_of_more_than_64_nodes_32_by_effect_and_32_drawn() -> None:
     assert set(weakest.by_effect) == set(nodes[-32:])
     assert select_nodes(nodes, nodes, 0, "test") == select_nodes(nodes, nodes, 0, "test")
     assert select_nodes(nodes, nodes, 1, "test") != select_nodes(nodes, nodes, 0, "test")
+
+
+def test_what_all_differences_share_is_taken_from_all_pairs() -> None:
+    """Every set without A has A's noise; what B and C add has none."""
+    f, _ = gaps_of([0.0])
+    shared = torch.randn(100, generator=torch.Generator().manual_seed(3)).double()
+    added = {UNIVERSE[1]: 0.02, UNIVERSE[2]: 0.05}
+
+    def set_metric(sets: Any, label: str, pairs: int | None = None) -> torch.Tensor:
+        rows = [
+            0.1 * shared * (UNIVERSE[0] not in kept) + sum(v for u, v in added.items() if u in kept)
+            for kept in sets
+        ]
+        return torch.stack([torch.as_tensor(row).expand(100)[:pairs] for row in rows])
+
+    f.set_metric = set_metric
+    whole, broken = f.everything, f.everything - {UNIVERSE[0]}
+    sets = [(broken - {u}, whole - {u}) for u in added]
+    on_few = measure_differences(f, sets, "test", 32, relative_to=(broken, whole))
+    on_all = measure_differences(f, sets, "test")
+    assert [d.value for d in on_few] == pytest.approx([d.value for d in on_all], abs=1e-9)
+    assert [d.error for d in on_few] == pytest.approx([d.error for d in on_all], abs=1e-9)
+    assert [d.n for d in on_few] == [32, 32]
+    plain = measure_differences(f, sets, "test", 32)
+    assert [d.value for d in plain] != pytest.approx([d.value for d in on_all], abs=1e-3)
+    assert measure_differences(f, sets, "test", None, (broken, whole)) == on_all
