@@ -89,9 +89,13 @@ class _RecordingFaithfulness(UnscreenedFunction):
     def __init__(self, faithfulness: Faithfulness) -> None:
         self.faithfulness = faithfulness
         self.everything = faithfulness.everything
+        self.n_pairs = faithfulness.n_pairs
+        self.is_defined = faithfulness.is_defined
         self.sets: dict[NodeSet, None] = {}
 
-    def __call__(self, sets: Sequence[NodeSet], label: str = "") -> Tensor:
+    def __call__(
+        self, sets: Sequence[NodeSet], label: str = "ablation", pairs: int | None = None
+    ) -> Tensor:
         self.sets |= dict.fromkeys(sets)
         return self.faithfulness(sets, label)
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Final, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, ValidationError
 
@@ -31,7 +31,7 @@ from discovery.sites import ActivationKind
 from discovery.store.files import write_bytes
 from discovery.tasks.pairs import shorten_repr
 
-EDITS_SCHEMA = "circuit-scout/edits/1"
+EDITS_SCHEMA: Final = "circuit-scout/edits/1"
 
 EditSite = Literal[
     "resid_pre",

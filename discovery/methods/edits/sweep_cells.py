@@ -64,7 +64,7 @@ def _require_measured(sweep: Sweep, cell: Cell) -> None:
                 f"Its axes are {', '.join(sweep.axes)}, with {tuple(sweep.values.shape)} cells.",
             )
         index.append(number)
-    if bool(sweep.per_pair[(slice(None), *index)].isnan().all()):
+    if bool(sweep.per_pair.movedim(0, -1)[tuple(index)].isnan().all()):
         raise MeasurementError(
             f"{shorten_repr(cell)} was not measured in this sweep.",
             "Give a cell that was measured, for example one of top_cells.",
