@@ -26,6 +26,7 @@ from discovery.sites import Node
 
 MAX_SINGLES = 4  # weak nodes that are tried alone if the weakest one cannot go
 MAX_ROUNDS = 40
+MIN_GROUP_SHARE = 0.05  # of a circuit of more than 20 nodes; if fewer go in a round, it ends
 BISECTION_STEP = 0.15  # the bisection ends when it knows a group's size up to this share of it
 
 Drops = Mapping[EvidenceAblation, Mapping[Node, float]]
@@ -52,7 +53,7 @@ class Descent:
     _gaps: dict[Node, float] = field(default_factory=dict)
 
     def run(self) -> None:
-        """Leave nodes out until none can go.
+        """Leave nodes out until none can go, or of many so few that a round is not worth its cost.
 
         Raises:
             BudgetError: if the budget ends; `circuit` is the best set by then.
@@ -62,7 +63,10 @@ class Descent:
             group = self._choose_group()
             if not group:
                 return
+            size = len(self.circuit)
             self._leave_out(group)
+            if size > 1 / MIN_GROUP_SHARE and size - len(self.circuit) < MIN_GROUP_SHARE * size:
+                return
 
     def _choose_group(self) -> NodeSet:
         """Return a large group of the weakest nodes that can go; empty if none can."""

@@ -195,6 +195,21 @@ def test_a_descent_leaves_weak_nodes_out_together_and_takes_backups_back() -> No
     assert "came back" in decisions[0].why
 
 
+@pytest.mark.parametrize(("n_strong", "ends_early"), [(10, False), (39, True)])
+def test_a_descent_ends_when_hardly_any_of_many_nodes_can_go(
+    n_strong: int, ends_early: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One weak node goes in each round; of 39 nodes that is not worth a round."""
+    nodes = [head(0, h) for h in range(n_strong + 3)]
+    f = f_under_both_ablations(
+        lambda kept: sum(v in kept for v in nodes[:n_strong]) / n_strong, universe=nodes
+    )
+    monkeypatch.setattr(Descent, "_find_largest_group", lambda self, weak: frozenset(weak[:1]))
+    descent = Descent(f, ignore_decision, f["mean"].everything)
+    descent.run()
+    assert len(descent.circuit) == n_strong + (2 if ends_early else 0)
+
+
 def test_a_descent_keeps_what_it_has_when_the_budget_ends() -> None:
     f = f_over_heads(with_bystanders(0.001, 0.002), budget=6)
     descent = Descent(f, ignore_decision, f["mean"].everything)
