@@ -112,10 +112,10 @@ def test_every_node_of_an_example_is_in_the_bundled_circuit() -> None:
     """
     description = TOOLS["evaluate_circuit"].description
     [example] = re.findall(r"Example: .*nodes=(\[.*?\])", description, flags=re.DOTALL)
-    circuit = {"a0.h3", "m0", "a1.h0", "a1.h3", "a2.h0", "m2", "m3"}
+    circuit = {"a0.h0", "a0.h3", "m0", "a1.h0", "a1.h3", "a2.h0", "m2", "m3"}
     assert set(json.loads(example)) == circuit
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert "The circuit has 7 nodes" in readme
+    assert "The circuit has 8 nodes" in readme
     shown = re.findall(r"^  (L\dH\d|MLP\d)  ", readme, flags=re.MULTILINE)
     assert shown
     assert {str(Node.parse(label)) for label in shown} <= circuit

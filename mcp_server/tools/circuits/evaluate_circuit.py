@@ -93,10 +93,10 @@ async def evaluate_circuit(
     and pairs=200 or more: a verdict needs 48 held-out pairs. Do not repeat final=true while you
     change the circuit. It says at most `partial`, because stability (f) takes a search, which
     discover_circuit does. Cost: some hundred forward passes per pair; 32 pairs of ioi in the
-    bundled model about 10 s, 200 about a minute.
+    bundled model 10 s, 200 a minute.
 
-    Example: evaluate_circuit(model_id="bundled", task="ioi", nodes=["a0.h3", "m0", "a1.h0",
-    "a1.h3", "a2.h0", "m2", "m3"]).
+    Example: evaluate_circuit(model_id="bundled", task="ioi", nodes=["a0.h0", "a0.h3", "m0",
+    "a1.h0", "a1.h3", "a2.h0", "m2", "m3"]).
     """
     is_detailed = detail == "detailed"
     if final and session_of(context).settings.read_only:

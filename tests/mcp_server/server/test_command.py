@@ -30,7 +30,7 @@ def test_the_defaults_are_a_local_server(
     assert (settings.read_only, settings.images, settings.toolsets) == (
         False,
         "include",
-        ("models", "measure", "features", "circuits", "runs"),
+        ("models", "measure", "techniques", "features", "circuits", "runs"),
     )
 
 

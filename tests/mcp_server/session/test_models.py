@@ -246,8 +246,9 @@ async def test_what_a_model_is_before_it_is_loaded(models: Path, tmp_path: Path)
             True,
             None,
         )
+    assert (outline["tasks"], result["tasks"]) == (None, [])
     for facts in (outline, result):
-        for own in ("loaded", "fingerprint", "seconds", "warnings"):
+        for own in ("loaded", "fingerprint", "seconds", "warnings", "tasks"):
             del facts[own]
         del facts["memory"]["free"]
     assert outline == result

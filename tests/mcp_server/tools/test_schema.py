@@ -23,7 +23,7 @@ FLAW = {"clean": "a", "corrupted": "b", "answer": 1.5, "wrong": " c"}
         (
             "check_task",
             {"task": 3},
-            "task: Input should be a valid string / a valid list. (Built-in task (ioi,",
+            "task: Input should be a valid string / a valid list. (Built-in (ioi,",
         ),
         (
             "check_task",

@@ -64,4 +64,4 @@ def test_it_bounds_what_is_free(groups: Path) -> None:
     write_group(groups / "cgroup", V2, "3000000", 1000000, cached=0)
     assert read_free_memory("cpu") == 2000001 < unbounded
     check = installation.check_memory()
-    assert (check.status, "may take 0.0 GB" in check.found) == ("warning", True)
+    assert (check.status, "may take 0.0 GB" in check.observation) == ("warning", True)

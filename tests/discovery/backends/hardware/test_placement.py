@@ -203,7 +203,7 @@ def test_what_does_not_fit_on_the_disk_is_refused_before(tiny_models, monkeypatc
         ({"device_map": "auto", "max_memory": 10**9}, "max_memory is 1000000000"),
         (
             {"device_map": {"": "cpu"}, "max_memory": {"cpu": 10}},
-            "says itself where each part goes",
+            "a device_map that places every part",
         ),
         ({"device_map": {"": ["cpu"]}}, "cannot be on"),
         (
