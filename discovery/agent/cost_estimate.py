@@ -267,8 +267,8 @@ class StageEstimator:
         rounds = (
             SEARCH_ROUNDS * examined * PAIRS_PER_SCREEN * min(SCREEN_PAIRS, self.n_search_pairs)
         )
-        screened = 2 * min(size, N_PARTNERS_BY_DROP)
-        screened *= min(CONTEXT_SCREENING_PAIRS, self.n_search_pairs)
+        few_pairs = min(CONTEXT_SCREENING_PAIRS, self.n_search_pairs)
+        screened = 2 * min(size, N_PARTNERS_BY_DROP) * few_pairs
         compared = 2 * min(size, MAX_SCREENED) * min(CONTEXT_PAIRS, self.n_search_pairs)
         contexts = SHORT_SHARE * size * (screened + compared)
         return len(EVIDENCE_ABLATIONS) * (rounds + contexts)

@@ -1,9 +1,9 @@
 """From many nodes to few: leave out the nodes that hardly matter, many at a time.
 
 Nodes that change f by less than 0.02 when they are left out alone are left out together, as many of
-the weakest as (a) and (b) allow. Such a group may hold a backup: a node that matters only once
-another one is ablated. Then |f(C∖u) − f(U∖u)| has grown for that other node u (c), and the part of
-the group that closes this gap comes back.
+the weakest as (a), (b) and the largest gaps of (c) allow. Such a group may hold a backup: a node
+that matters only once another one is ablated. Then |f(C∖u) − f(U∖u)| has grown for that other node
+u (c), and the part of the group that closes this gap comes back.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from discovery.agent.search.backups import (
     measure_gaps_in,
 )
 from discovery.agent.search.decision import Decision, OnDecision, format_nodes
-from discovery.agent.search.fit import WITH_MARGIN, measure_fits, total_excess
+from discovery.agent.search.fit import WITH_MARGIN, measure_passing
 from discovery.agent.search.measured import SearchFunctions
 from discovery.evaluation import thresholds
 from discovery.graph import EvidenceAblation
@@ -26,7 +26,8 @@ from discovery.sites import Node
 
 MAX_SINGLES = 4  # weak nodes that are tried alone if the weakest one cannot go
 MAX_ROUNDS = 40
-MIN_GROUP_SHARE = 0.05  # of a circuit of more than 20 nodes; if fewer go in a round, it ends
+MAX_SCREENED_EXCESS = 0.1  # a set that misses (a) and (b) by more on a few pairs is out
+MIN_GROUP_SHARE = 0.05  # if a smaller part of over 20 nodes goes in a round, the descent ends
 BISECTION_STEP = 0.15  # the bisection ends when it knows a group's size up to this share of it
 
 Drops = Mapping[EvidenceAblation, Mapping[Node, float]]
@@ -138,19 +139,14 @@ class Descent:
         (a) and (b) must hold with a margin. Of (c), only the nodes with the largest gaps are looked
         at here, since these gaps grow first when f(C) sinks.
         """
-        if not groups:
-            return []
         remaining = [self.circuit - group for group in groups]
-        screened = measure_fits(self.functions, remaining, "leaving nodes out", screen=True)
-        hopeful = [n for n, fit in enumerate(screened) if total_excess(fit, WITH_MARGIN) < 0.1]
-        fits = measure_fits(self.functions, [remaining[n] for n in hopeful], "leaving nodes out")
-        passing = {
-            n
-            for n, fit in zip(hopeful, fits, strict=True)
-            if total_excess(fit, WITH_MARGIN) == 0
-            and keeps_largest_gaps(self.functions, remaining[n], self._gaps, WITH_MARGIN)
-        }
-        return [n in passing for n in range(len(groups))]
+        passing = measure_passing(
+            self.functions, remaining, "leaving nodes out", MAX_SCREENED_EXCESS
+        )
+        return [
+            nodes in passing and keeps_largest_gaps(self.functions, nodes, self._gaps, WITH_MARGIN)
+            for nodes in remaining
+        ]
 
     def _leave_out(self, group: NodeSet) -> None:
         """Leave a group out, and take back the part of it that other nodes need as a backup."""
@@ -174,6 +170,6 @@ def _describe(before: NodeSet, after: NodeSet, returned: Sequence[Node]) -> Deci
         why += f"; {format_nodes(returned)} came back, since others need them as backups"
     return Decision(
         {"nodes": len(after), "left out": len(before - after)},
-        f"leave out {format_nodes(before - after)}",
+        f"leave out {format_nodes(before - after) or 'nothing'}",
         why,
     )

@@ -110,6 +110,41 @@ def measure_fits(
     return [{ablation: fits[ablation][n] for ablation in functions} for n in range(len(sets))]
 
 
+def measure_passing(
+    functions: SearchFunctions, sets: Sequence[NodeSet], label: str, max_screened_excess: float
+) -> dict[NodeSet, FitByAblation]:
+    """Measure the fits of the sets that meet (a) and (b) with a margin.
+
+    A set that misses them by far on a few pairs is not measured on all.
+
+    Args:
+        functions: f under each ablation.
+        sets: the sets.
+        label: names the work for progress and errors.
+        max_screened_excess: a set that misses (a) and (b) by so much on a few pairs is out.
+
+    Returns:
+        The sets that pass, in their order, with their fits.
+
+    Raises:
+        BudgetError: if the budget does not reach that far.
+    """
+    if not sets:
+        return {}
+    screened = measure_fits(functions, sets, label, screen=True)
+    hopeful = [
+        nodes
+        for nodes, fit in zip(sets, screened, strict=True)
+        if total_excess(fit, WITH_MARGIN) < max_screened_excess
+    ]
+    fits = measure_fits(functions, hopeful, label)
+    return {
+        nodes: fit
+        for nodes, fit in zip(hopeful, fits, strict=True)
+        if total_excess(fit, WITH_MARGIN) == 0
+    }
+
+
 def total_excess(fit: FitByAblation, bounds: Bounds) -> float:
     """Return the total excess over both ablations: 0 if (a) and (b) hold as points under both."""
     return sum(part.excess(bounds) for part in fit.values())

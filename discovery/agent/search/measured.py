@@ -18,10 +18,9 @@ from torch import Tensor
 
 from discovery.evaluation import Faithfulness
 from discovery.evaluation.faithfulness import SetFunction
+from discovery.evaluation.sequential import SetPair
 from discovery.graph import EvidenceAblation
 from discovery.methods.ablation import NodeSet
-
-SetPair = tuple[NodeSet, NodeSet]
 
 SCREEN_PAIRS = 16
 SCREEN_CONFIDENCE = 0.99

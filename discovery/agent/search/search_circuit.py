@@ -27,14 +27,13 @@ from discovery.agent.search.fit import PLAIN, WITH_MARGIN, measure_fits, total_e
 from discovery.agent.search.measured import SearchFunctions
 from discovery.agent.search.mend import Mending
 from discovery.agent.search.rivals import RivalSearch
-from discovery.agent.search.shrink import MAX_BEAM_NODES, examine_all, shrink
+from discovery.agent.search.shrink import MAX_SMALL_CIRCUIT, examine_all, shrink
 from discovery.errors import BudgetError
 from discovery.evaluation import FaithfulnessByAblation
 from discovery.methods.ablation import NodeSet
 from discovery.sites import Node
 
 MAX_TURNS = 6  # of descending and mending
-MAX_COMPARED_NODES = 16  # a larger circuit has rivals whose few weak nodes differ; (e) counts them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +74,7 @@ def search_circuit(
         search.settle()
         search.circuit = shrink(mending, search.circuit)
         search.drop_unneeded()
-        if rivals_by is not None and len(search.circuit) <= MAX_COMPARED_NODES:
+        if rivals_by is not None and len(search.circuit) <= MAX_SMALL_CIRCUIT:
             search.circuit = RivalSearch(mending, rivals_by, ranking).choose(search.circuit)
         examine_all(mending, search.circuit)
     except BudgetError as fault:
@@ -116,7 +115,7 @@ class _Search:
         while True:
             faults = examine_all(self.mending, self.circuit)
             unneeded = faults.unneeded_nodes(PLAIN)
-            if not unneeded and len(self.circuit) <= MAX_BEAM_NODES:
+            if not unneeded and len(self.circuit) <= MAX_SMALL_CIRCUIT:
                 unneeded = faults.unneeded_nodes(WITH_MARGIN)
             smaller = [self.circuit - group for group in _halve(unneeded)]
             smaller = [nodes for nodes in smaller if nodes]

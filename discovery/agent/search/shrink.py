@@ -16,15 +16,14 @@ from discovery.agent.search.fit import (
     WITH_MARGIN,
     FitByAblation,
     measure_fits,
+    measure_passing,
     total_distance,
-    total_excess,
 )
-from discovery.agent.search.measured import SearchFunctions
 from discovery.agent.search.mend import ROUNDING, Mending
 from discovery.methods.ablation import NodeSet
 
 BEAM_WIDTH = 5  # sets of each size that are followed
-MAX_BEAM_NODES = 16  # larger circuits are not searched in this way
+MAX_SMALL_CIRCUIT = 16  # nodes; only so small a circuit is searched in this way
 MAX_SCREENED_EXCESS = 0.15  # a set that misses (a) and (b) by more on a few pairs is out
 
 
@@ -41,7 +40,7 @@ def shrink(mending: Mending, circuit: NodeSet) -> NodeSet:
     Raises:
         BudgetError: if the budget ends.
     """
-    if len(circuit) > MAX_BEAM_NODES:
+    if len(circuit) > MAX_SMALL_CIRCUIT:
         return circuit
     best = circuit
     allowed = examine_all(mending, circuit).order
@@ -62,7 +61,7 @@ def examine_all(mending: Mending, circuit: NodeSet) -> Faults:
         for node, drop in faults.drops.items():
             if drop.context:
                 mending.contexts.setdefault(node, []).append(drop.context)
-            if drop.share < PLAIN.drop_share and len(circuit) > MAX_BEAM_NODES:
+            if drop.share < PLAIN.drop_share and len(circuit) > MAX_SMALL_CIRCUIT:
                 mending.searched.add(node)
     return faults
 
@@ -80,7 +79,8 @@ def _smaller_sets(
     for nodes in beam:
         for node in nodes if len(nodes) > 1 else ():
             parents.setdefault(nodes - {node}, []).append(nodes)
-    fits = _measure_hopeful(mending.functions, sorted(parents, key=sorted))
+    in_order = sorted(parents, key=sorted)
+    fits = measure_passing(mending.functions, in_order, "shrink", MAX_SCREENED_EXCESS)
     of_beam = dict(zip(beam, measure_fits(mending.functions, beam, "shrink"), strict=True))
     by_distance = sorted(fits, key=lambda nodes: round(total_distance(fits[nodes]), ROUNDING))
     found: list[NodeSet] = []
@@ -107,26 +107,3 @@ def _least_order(gap: float) -> Order:
     """
     used = share_of_margin(gap, WITH_MARGIN.gap_out, PLAIN.gap_out)
     return round(max(gap - PLAIN.gap_out, 0.0), 6), 0, round(used, 6)
-
-
-def _measure_hopeful(
-    functions: SearchFunctions, sets: Sequence[NodeSet]
-) -> dict[NodeSet, FitByAblation]:
-    """Return the fits of the sets that meet (a) and (b) with a margin.
-
-    A set that misses them by far on a few pairs is not measured on all.
-    """
-    if not sets:
-        return {}
-    screened = measure_fits(functions, sets, "shrink", screen=True)
-    hopeful = [
-        nodes
-        for nodes, fit in zip(sets, screened, strict=True)
-        if total_excess(fit, WITH_MARGIN) < MAX_SCREENED_EXCESS
-    ]
-    fits = measure_fits(functions, hopeful, "shrink") if hopeful else []
-    return {
-        nodes: fit
-        for nodes, fit in zip(hopeful, fits, strict=True)
-        if total_excess(fit, WITH_MARGIN) == 0
-    }

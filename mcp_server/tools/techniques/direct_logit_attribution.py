@@ -98,10 +98,10 @@ async def direct_logit_attribution(
 
     def measure(measurement: Measurement) -> tuple[DirectLogitAttributionResult, bytes]:
         subject, notes = load_subject(measurement, prompt, task, pairs, seed)
-        found = lazy_discovery.direct_logit_attribution(
+        attribution = lazy_discovery.direct_logit_attribution(
             measurement.backend, answer=answer, wrong=wrong, **subject
         )
-        largest = found.top(top)
+        largest = attribution.top(top)
         uri, png = keep_picture(
             measurement,
             "direct_logit_attribution",
@@ -109,11 +109,11 @@ async def direct_logit_attribution(
             lambda: lazy_discovery.draw_bars(
                 [part.part for part in largest[:30]],
                 [part.value for part in largest[:30]],
-                title=f"{found.task}: direct logit attribution",
+                title=f"{attribution.task}: direct logit attribution",
                 scale="contribution to the logit difference",
             ),
         )
-        return _make_result(model_id, found, top, uri, notes), png
+        return _make_result(model_id, attribution, top, uri, notes), png
 
     description = f"direct_logit_attribution {model_id}"
     result, png = await run_measurement(context, model_id, description, measure)
@@ -121,25 +121,25 @@ async def direct_logit_attribution(
 
 
 def _make_result(
-    model_id: str, found: DirectAttribution, top: int, figure: str, notes: list[str]
+    model_id: str, attribution: DirectAttribution, top: int, figure: str, notes: list[str]
 ) -> DirectLogitAttributionResult:
     return DirectLogitAttributionResult(
         model_id=model_id,
-        task=found.task,
-        n=found.n,
-        answer=found.answer,
-        wrong=found.wrong,
-        logit_difference=interval_view(found.logit_difference, _DIGITS),
-        sum=interval_view(found.total, _DIGITS),
-        remainder=round_number(found.remainder, 2),
+        task=attribution.task,
+        n=attribution.n,
+        answer=attribution.answer,
+        wrong=attribution.wrong,
+        logit_difference=interval_view(attribution.logit_difference, _DIGITS),
+        sum=interval_view(attribution.total, _DIGITS),
+        remainder=round_number(attribution.remainder, 2),
         parts=[
             ContributionView(part=part.part, value=interval_view(part.value, _DIGITS))
-            for part in found.top(top)
+            for part in attribution.top(top)
         ],
-        accumulated=[round_number(value.mean, _DIGITS) for value in found.accumulated],
-        warnings=[*notes, *found.warnings],
+        accumulated=[round_number(value.mean, _DIGITS) for value in attribution.accumulated],
+        warnings=[*notes, *attribution.warnings],
         figure=figure,
-        total=len(found.contributions),
-        truncated=top < len(found.contributions),
-        cost=cost_view(found.cost),
+        total=len(attribution.contributions),
+        truncated=top < len(attribution.contributions),
+        cost=cost_view(attribution.cost),
     )

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from benchmarks.known_circuits.subset_conditions import ConditionsBySubset
 from discovery.agent.search import mend as module
+from discovery.agent.search.backups import find_sufficient_subset
 from discovery.agent.search.decision import Decision, ignore_decision
 from discovery.agent.search.descend import Descent
 from discovery.agent.search.faults import (
@@ -20,7 +21,6 @@ from discovery.agent.search.faults import (
 )
 from discovery.agent.search.fit import PLAIN, WITH_MARGIN
 from discovery.agent.search.mend import MAX_EXAMINED_SETS, Mending
-from discovery.agent.search.subsets import find_sufficient_subset
 from discovery.errors import BudgetError
 from discovery.methods.ablation import NodeSet
 from discovery.sites import Node, head

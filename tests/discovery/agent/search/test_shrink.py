@@ -70,7 +70,7 @@ def test_one_node_is_never_left_out() -> None:
 
 
 def test_a_large_circuit_is_left_as_it_is() -> None:
-    heads = [head(0, h) for h in range(module.MAX_BEAM_NODES + 1)]
+    heads = [head(0, h) for h in range(module.MAX_SMALL_CIRCUIT + 1)]
     f = f_under_both_ablations(lambda kept: float(A in kept), universe=heads)
     assert shrunk(f, frozenset(heads)) == frozenset(heads)
 
