@@ -44,6 +44,7 @@ from discovery.engine import Meter
 from discovery.errors import BudgetError, MeasurementError, StoreError, require_choice
 from discovery.evaluation import require_both_splits
 from discovery.graph import RULES_VERSION, CircuitGraph, Cost
+from discovery.methods.subject import TaskLike, resolve_task
 from discovery.progress import ProgressCallback
 from discovery.sites import MetricName, Universe
 from discovery.store import (
@@ -75,7 +76,7 @@ class DiscoveryResult:
 
 def discover(
     model: Backend,
-    task: Task,
+    task: TaskLike,
     *,
     metric: MetricName | None = None,
     seed: int = 0,
@@ -95,7 +96,8 @@ def discover(
 
     Args:
         model: the model to explain.
-        task: the behaviour to explain, with its discovery and held-out pairs.
+        task: the behaviour to explain, with its discovery and held-out pairs; or what `load_task`
+            accepts: a name, the path of a task file, or pairs.
         metric: the number that is measured on each prompt; None means the task's own metric.
         seed: the seed of every random choice.
         universe: what can be ablated: "all" heads and MLPs, or "heads", which keeps the MLPs.
@@ -122,6 +124,7 @@ def discover(
             pairs.
         Interrupted: if the run is stopped from outside. Its `run_id` is the run to resume.
     """
+    task = resolve_task(task, model, seed=seed, pairs=None)
     _check_arguments(task, metric, universe, budget)
     settings = RunSettings(
         metric=metric,

@@ -188,6 +188,14 @@ class Backend(ABC):
             "Load the model here for techniques that read weights.",
         )
 
+    def __repr__(self) -> str:
+        """Return one line; `info` has all facts."""
+        info = self.info
+        return (
+            f"<{info.name}: {info.n_layers} layers × {info.n_heads} heads, d_model {info.d_model}, "
+            f"{info.n_params:,} parameters, {info.dtype} on {info.device}, by {info.backend}>"
+        )
+
     @property
     def d_vocab(self) -> int:
         """The number of token ids that a prompt may hold."""

@@ -35,6 +35,7 @@ from discovery.graph import (
 from discovery.methods.ablation import NodeSet, parse_nodes
 from discovery.methods.behaviour import BehaviourCheck, check_task
 from discovery.methods.patching import measure_node_effects
+from discovery.methods.subject import TaskLike, resolve_task
 from discovery.progress import ProgressCallback
 from discovery.sites import MetricName, Node, Universe
 from discovery.store import record_heldout_look
@@ -64,7 +65,7 @@ class CircuitEvaluation:
 
 def evaluate_circuit(
     model: Backend,
-    task: Task,
+    task: TaskLike,
     nodes: Sequence[str | Node],
     *,
     final: bool = False,
@@ -83,7 +84,8 @@ def evaluate_circuit(
 
     Args:
         model: the model.
-        task: the pairs; they are split into discovery and held-out pairs.
+        task: the pairs; they are split into discovery and held-out pairs. Or what `load_task`
+            accepts: a name, the path of a task file, or pairs.
         nodes: the circuit's heads and MLPs.
         final: look at the held-out pairs. Each further circuit that does so in this runs directory
             is counted and named. Otherwise discovery pairs are used, and `reasons` says so.
@@ -104,6 +106,7 @@ def evaluate_circuit(
     """
     began = time.monotonic()
     circuit = parse_nodes(model, nodes)
+    task = resolve_task(task, model, seed=seed, pairs=None)
     _check_request(model, task, circuit, universe, final=final)
     meter = Meter(limit=budget, progress=progress)
     timer = CostTimer(meter, began)

@@ -37,9 +37,9 @@ from discovery.methods.shared_start import (
     first_layer,
     start_from,
 )
+from discovery.methods.subject import TaskLike, resolve_task
 from discovery.progress import ProgressCallback
 from discovery.sites import Ablation, MetricName, Node, Site, Universe, output_site
-from discovery.tasks.task import Task
 
 NodeSet = frozenset[Node]
 SHARED_MEMORY_SHARE = 0.25  # of the memory for batches, for the streams of a shared run
@@ -391,7 +391,7 @@ def describe_reference(engine: Engine, ablation: Ablation) -> Reference:
 
 def ablate_heads(
     model: Backend,
-    task: Task,
+    task: TaskLike,
     nodes: Sequence[str | Node],
     *,
     ablation: Ablation = "resample",
@@ -404,7 +404,8 @@ def ablate_heads(
 
     Args:
         model: the model.
-        task: the pairs; all of them are measured.
+        task: a task, all of whose pairs are measured, or what `load_task` accepts: a name, the path
+            of a task file, or pairs.
         nodes: heads ("a9.h6"; "L9H6" and "9.6" are understood too) and MLPs ("m5").
         ablation: resample, mean or zero. Zero ablation depends on how the weights were processed
             when the model was loaded, so it enters no verdict.
@@ -420,7 +421,8 @@ def ablate_heads(
     """
     began = time.monotonic()
     ablated_nodes = parse_nodes(model, nodes)
-    engine = engine_for(engine, model, task, metric, memory, progress)
+    loaded = resolve_task(task, model, seed=0, pairs=None)
+    engine = engine_for(engine, model, loaded, metric, memory, progress)
     timer = CostTimer(engine.meter, began)
     set_metric = SetMetric(engine, ablation)
     clean, ablated = set_metric(

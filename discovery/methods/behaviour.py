@@ -24,6 +24,7 @@ from discovery.backends.base import Backend
 from discovery.engine import Engine, Meter
 from discovery.engine.cost import CostTimer, MeasurementCost
 from discovery.methods.statistics import Interval, Resamples, interval_of_mean
+from discovery.methods.subject import TaskLike, resolve_task
 from discovery.metrics import is_right, is_top
 from discovery.progress import ProgressCallback
 from discovery.sites import MetricName
@@ -74,7 +75,7 @@ class BehaviourCheck:
 
 def check_task(
     model: Backend,
-    task: Task,
+    task: TaskLike,
     *,
     metric: MetricName | None = None,
     memory: int | None = None,
@@ -85,7 +86,8 @@ def check_task(
 
     Args:
         model: the model.
-        task: the pairs.
+        task: a task, all of whose pairs are measured, or what `load_task` accepts: a name, the path
+            of a task file, or pairs.
         metric: what is measured; the task's own by default. A logit difference replaces
             kl_divergence, which cannot say whether there is a behaviour.
         memory: bytes that caches and batches may take; 60% of the free memory by default.
@@ -97,14 +99,15 @@ def check_task(
         BudgetError: if the engine's meter has a budget that does not suffice.
     """
     began = time.monotonic()
-    engine = _engine_of_difference(engine, model, task, metric, memory, progress)
+    loaded = resolve_task(task, model, seed=0, pairs=None)
+    engine = _engine_of_difference(engine, model, loaded, metric, memory, progress)
     timer = CostTimer(engine.meter, began)
     clean, corrupted, right, top = _measure(engine)
     n = len(right)
     n_right = int(right.sum())
     accuracy_low = float(beta.ppf(ACCURACY_ALPHA, n_right, n - n_right + 1)) if n_right else 0.0
-    gap = interval_of_mean((clean - corrupted).double(), Resamples.of(task))
-    best_constant = best_constant_accuracy(task)
+    gap = interval_of_mean((clean - corrupted).double(), Resamples.of(loaded))
+    best_constant = best_constant_accuracy(loaded)
     metric_clean = float(clean.double().mean())
     reasons = [
         *_accuracy_reasons(n_right / n, accuracy_low, best_constant, n),

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from discovery.sites import MetricName
 from discovery.tasks.reference import ListedReference, ReferencePrompt, ReferenceSource
@@ -72,7 +72,7 @@ class EncodedPair:
         return len(self.clean)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Task:
     """Prompt pairs that show one behaviour.
 
@@ -99,6 +99,16 @@ class Task:
 
     def __len__(self) -> int:
         return len(self.pairs)
+
+    def __repr__(self) -> str:
+        """Return one line; the pairs themselves are in `pairs`."""
+        templates = len({pair.template for pair in self.pairs})
+        named = f"{templates} template{'s' * (templates != 1)}"
+        discovery, heldout = (self.splits.count(name) for name in get_args(SplitName))
+        return (
+            f"<Task {self.name!r}: {len(self)} pairs of {named} ({discovery} discovery, {heldout} "
+            f"held-out), {self.metric}, seed {self.seed}, fingerprint {self.fingerprint[:12]}>"
+        )
 
     @property
     def discovery(self) -> Task:

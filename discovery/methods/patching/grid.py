@@ -36,7 +36,7 @@ from discovery.tasks.task import EncodedPair, Task
 MIN_METRIC_GAP = 1e-6  # a smaller |m(clean) − m(corrupted)| is too small to divide by
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Sweep:
     """A grid of patching effects.
 
@@ -73,6 +73,23 @@ class Sweep:
     warnings: tuple[str, ...] = ()
     screen: ScreenReport | None = None
     query_heads: tuple[tuple[int, ...], ...] = ()
+
+    def __repr__(self) -> str:
+        """Return one line; the numbers are in `values` and `per_pair`."""
+        shape = " × ".join(
+            f"{size} {axis}s" for axis, size in zip(self.axes, self.values.shape, strict=True)
+        )
+        largest = top_cells(self, 1)
+        best = ""
+        if largest:
+            cell = largest[0]
+            place = getattr(cell.unit, "label", f"layer {cell.layer}")
+            at = "" if cell.position is None else f" at {cell.position}"
+            best = f"; largest {cell.value:.3f} ({place}{at})"
+        return (
+            f"<Sweep {self.site}, {self.direction}, {self.metric}: {shape}, "
+            f"{len(self.per_pair)} pairs{best}>"
+        )
 
     def unit(self, layer: int, index: int | None = None) -> Node | KeyValueHead | None:
         """Return the node or key-value head that a cell patches.

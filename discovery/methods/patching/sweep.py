@@ -28,14 +28,14 @@ from discovery.errors import SiteError, require_choice
 from discovery.methods.patching.cells import LayerCells, build_all_cells, list_columns
 from discovery.methods.patching.grid import Sweep, normalise
 from discovery.methods.patching.screening import ScreenRequest, estimate_screen, plan_screen
+from discovery.methods.subject import TaskLike, resolve_task
 from discovery.progress import ProgressCallback
 from discovery.sites import SITE_NAMES, Alignment, Direction, MetricName, SiteName
-from discovery.tasks.task import Task
 
 
 def patch_sweep(
     model: Backend,
-    task: Task,
+    task: TaskLike,
     site: SiteName = "resid_pre",
     *,
     direction: Direction = "denoising",
@@ -53,7 +53,8 @@ def patch_sweep(
 
     Args:
         model: the model that is patched.
-        task: the pairs; all of them are measured.
+        task: a task, all of whose pairs are measured, or what `load_task` accepts: a name, the path
+            of a task file, or pairs.
         site: by layer and position: resid_pre, resid_mid, resid_post, attn_out, mlp_out. By layer
             and head, at all positions: head_out, q, pattern. By layer and key-value head, at all
             positions: k, v; if several query heads share one, `Sweep.query_heads` and a warning
@@ -84,9 +85,10 @@ def patch_sweep(
     """
     _check_choices(site, direction, by)
     began = time.monotonic()
-    engine = engine_for(engine, model, task, metric, memory, progress)
+    loaded = resolve_task(task, model, seed=0, pairs=None)
+    engine = engine_for(engine, model, loaded, metric, memory, progress)
     timer = CostTimer(engine.meter, began)
-    columns = list_columns(task, site, by)
+    columns = list_columns(engine.task, site, by)
     engine.reserve_memory(site)
     plan = None
     if screen:
