@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         generate_with_features,
         sae_top_features,
     )
+    from discovery.methods.heads import attention_patterns, head_kinds
     from discovery.methods.patching import patch_sweep
     from discovery.methods.prompt_run import run_with_cache
     from discovery.methods.readout import direct_logit_attribution, logit_lens
@@ -38,6 +39,7 @@ _MODULE_OF = {
     "EditSet": "discovery.methods.edits",
     "ablate_heads": "discovery.methods.ablation",
     "add_features": "discovery.methods.features",
+    "attention_patterns": "discovery.methods.heads",
     "cell_edits": "discovery.methods.edits",
     "check_task": "discovery.methods.behaviour",
     "direct_logit_attribution": "discovery.methods.readout",
@@ -46,6 +48,7 @@ _MODULE_OF = {
     "evaluate_circuit": "discovery.evaluation",
     "feature_examples": "discovery.methods.features",
     "generate_with_features": "discovery.methods.features",
+    "head_kinds": "discovery.methods.heads",
     "load_model": "discovery.backends.loading.load",
     "load_sae": "discovery.features",
     "load_task": "discovery.tasks",
@@ -62,6 +65,7 @@ __all__ = [
     "EditSet",
     "ablate_heads",
     "add_features",
+    "attention_patterns",
     "cell_edits",
     "check_task",
     "direct_logit_attribution",
@@ -70,6 +74,7 @@ __all__ = [
     "evaluate_circuit",
     "feature_examples",
     "generate_with_features",
+    "head_kinds",
     "load_model",
     "load_sae",
     "load_task",

@@ -5,9 +5,11 @@ The functions take plain values with the attributes that they name, so that they
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+import numpy as np
+from jaxtyping import Float
 from matplotlib.ticker import MaxNLocator
 
 from discovery.report.canvas import (
@@ -18,6 +20,9 @@ from discovery.report.canvas import (
     shorten_label,
     to_png,
 )
+
+_MAX_PICTURES = 12  # heads in one picture
+_MAX_TOKEN_LABELS = 40
 
 
 class DrawnInterval(Protocol):
@@ -139,4 +144,57 @@ def draw_token_changes(tokens: Sequence[DrawnTokenChange], *, title: str) -> byt
     axes.set_xlabel("probability")
     axes.legend(fontsize=8)
     axes.set_title(escape_for_font(title), fontsize=10, parse_math=False)
+    return to_png(figure)
+
+
+def draw_pattern(
+    patterns: Float[np.ndarray, "head dst src"], names: Sequence[str], tokens: Sequence[str]
+) -> bytes:
+    """Draw the attention pattern of each head: rows look, columns are looked at.
+
+    Args:
+        patterns: the attention of each head; at most 12 heads are drawn.
+        names: the name of each head.
+        tokens: the text of each token; positions are numbered if there are none.
+    """
+    shown = patterns[:_MAX_PICTURES]
+    columns = min(3, len(shown))
+    rows = -(-len(shown) // columns)
+    figure = new_figure(3.4 * columns + 1.2, 3.2 * rows + 0.8)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    length = patterns.shape[-1]
+    for place, axes in enumerate(grid.flat):
+        if place >= len(shown):
+            axes.set_axis_off()
+            continue
+        axes.imshow(shown[place], cmap="Greens", vmin=0.0, vmax=1.0)
+        axes.set_title(escape_for_font(names[place]), fontsize=9, parse_math=False)
+        if tokens and length <= _MAX_TOKEN_LABELS:
+            labels = [shorten_label(token) for token in tokens]
+            ticks = list(range(length))
+            axes.set_xticks(ticks, labels=labels, rotation=90, fontsize=6, parse_math=False)
+            axes.set_yticks(ticks, labels=labels, fontsize=6, parse_math=False)
+    return to_png(figure)
+
+
+def draw_head_kinds(scores: Mapping[str, Float[np.ndarray, "layer head"]]) -> bytes:
+    """Draw the score of every head for every kind, one grid for each kind.
+
+    Args:
+        scores: for each kind, the score of each head, from 0 to 1.
+    """
+    columns = min(4, len(scores))
+    rows = -(-len(scores) // columns)
+    figure = new_figure(2.8 * columns, 2.8 * rows + 0.6)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat[len(scores) :]:
+        axes.set_axis_off()
+    for axes, (name, values) in zip(grid.flat, scores.items(), strict=False):
+        axes.imshow(values, cmap="Greens", vmin=0.0, vmax=1.0, aspect="auto")
+        axes.set_title(name.replace("_", " "), fontsize=9)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel("head", fontsize=8)
+        axes.set_ylabel("layer", fontsize=8)
+    figure.colorbar(grid.flat[0].images[0], ax=grid, label="score", fraction=0.04)
     return to_png(figure)

@@ -50,11 +50,18 @@ if TYPE_CHECKING:
         generate_with_features,
         sae_top_features,
     )
+    from discovery.methods.heads import attention_patterns, head_kinds
     from discovery.methods.patching import Cell, patch_sweep, top_cells
     from discovery.methods.prompt_run import run_with_cache, summarise_activation
     from discovery.methods.readout import direct_logit_attribution, logit_lens
     from discovery.report import draw_heatmap
-    from discovery.report.techniques import draw_bars, draw_lens, draw_token_changes
+    from discovery.report.techniques import (
+        draw_bars,
+        draw_head_kinds,
+        draw_lens,
+        draw_pattern,
+        draw_token_changes,
+    )
 
 _MODULES = {
     "Cell": "discovery.methods.patching",
@@ -67,6 +74,7 @@ _MODULES = {
     "Sampling": "discovery.methods.features",
     "ablate_heads": "discovery.methods.ablation",
     "add_features_to_run": "discovery.agent",
+    "attention_patterns": "discovery.methods.heads",
     "check_task": "discovery.methods.behaviour",
     "choose_backend": "discovery.backends.loading.backend_choice",
     "choose_device": "discovery.backends.hardware.devices",
@@ -75,8 +83,10 @@ _MODULES = {
     "direct_logit_attribution": "discovery.methods.readout",
     "discover": "discovery.agent",
     "draw_bars": "discovery.report.techniques",
+    "draw_head_kinds": "discovery.report.techniques",
     "draw_heatmap": "discovery.report",
     "draw_lens": "discovery.report.techniques",
+    "draw_pattern": "discovery.report.techniques",
     "draw_token_changes": "discovery.report.techniques",
     "edit_features": "discovery.methods.features",
     "estimate_cost": "discovery.agent",
@@ -85,6 +95,7 @@ _MODULES = {
     "evaluate_circuit": "discovery.evaluation",
     "feature_examples": "discovery.methods.features",
     "generate_with_features": "discovery.methods.features",
+    "head_kinds": "discovery.methods.heads",
     "is_finished": "discovery.agent",
     "listen_to_status": "discovery.backends.remote.status",
     "load_model": "discovery.backends.loading.load",
@@ -117,6 +128,7 @@ __all__ = [
     "Sampling",
     "ablate_heads",
     "add_features_to_run",
+    "attention_patterns",
     "check_task",
     "choose_backend",
     "choose_device",
@@ -125,8 +137,10 @@ __all__ = [
     "direct_logit_attribution",
     "discover",
     "draw_bars",
+    "draw_head_kinds",
     "draw_heatmap",
     "draw_lens",
+    "draw_pattern",
     "draw_token_changes",
     "edit_features",
     "estimate_cost",
@@ -135,6 +149,7 @@ __all__ = [
     "evaluate_circuit",
     "feature_examples",
     "generate_with_features",
+    "head_kinds",
     "is_finished",
     "listen_to_status",
     "load_model",

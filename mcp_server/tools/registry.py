@@ -34,7 +34,9 @@ from mcp_server.tools.runs.get_circuit import get_circuit
 from mcp_server.tools.runs.list_runs import list_runs
 from mcp_server.tools.runs.run_status import run_status
 from mcp_server.tools.schema import close_schema
+from mcp_server.tools.techniques.attention_patterns import attention_patterns
 from mcp_server.tools.techniques.direct_logit_attribution import direct_logit_attribution
+from mcp_server.tools.techniques.head_kinds import head_kinds
 from mcp_server.tools.techniques.logit_lens import logit_lens
 from mcp_server.tools.techniques.run_with_edits import run_with_edits
 
@@ -107,6 +109,8 @@ TOOL_SPECS: tuple[ToolSpec, ...] = (
         function=direct_logit_attribution, title="Who writes the answer", toolset="techniques"
     ),
     ToolSpec(function=run_with_edits, title="Run with edits", toolset="techniques"),
+    ToolSpec(function=attention_patterns, title="Where heads look", toolset="techniques"),
+    ToolSpec(function=head_kinds, title="Which kinds of heads", toolset="techniques"),
     ToolSpec(
         function=sae_top_features,
         title="Top features of an SAE",

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from discovery.cli.arguments import (
+    LOAD_SETTINGS,
     MEMORY,
     Subparsers,
     UsageError,
@@ -27,6 +28,7 @@ from discovery.cli.arguments import (
 from discovery.cli.console import Console
 from discovery.cli.model_and_task import (
     add_model_and_task_flags,
+    add_placement_flags,
     load_request,
     load_requested_model,
     load_requested_task,
@@ -135,6 +137,14 @@ def add_technique(
     add_json_flag(parser)
     parser.set_defaults(run=run, parser=parser)
     return parser
+
+
+def add_load_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of a subcommand that looks at a model and at no task."""
+    for setting in LOAD_SETTINGS:
+        setting.add_to(parser)
+    add_placement_flags(parser)
+    MEMORY.add_to(parser)
 
 
 def load_subject(args: argparse.Namespace, console: Console) -> Subject:

@@ -77,3 +77,21 @@ def test_the_attribution(look: Scout, model_directory: Path, tmp_path: Path) -> 
     largest = max(facts["contributions"], key=lambda part: part["value"]["mean"])
     assert largest["part"] == "a1.h1"
     assert abs(facts["remainder_share"]) < 1e-5
+
+
+def test_where_a_head_looks(look: Scout, tmp_path: Path) -> None:
+    picture = tmp_path / "pattern.png"
+    words = ["--tokens", "0,5,6,7,5", "--nodes", "a1.h1", "--figure", str(picture)]
+    result = look("attention", *words)
+    assert (result.status, result.err) == (0, "")
+    assert "a1.h1" in result.out
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_kinds_of_heads(look: Scout, tmp_path: Path) -> None:
+    picture = tmp_path / "kinds.png"
+    result = look("heads", "--sequences", "8", "--controls", "3", "--figure", str(picture))
+    assert (result.status, result.err) == (0, "")
+    _, _, induction = result.out.partition("induction (named from")
+    assert induction.splitlines()[1].split()[0] == "a1.h1"
+    assert picture.read_bytes().startswith(b"\x89PNG")
