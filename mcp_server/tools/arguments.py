@@ -53,8 +53,20 @@ class PairArgument(BaseModel):
         description="What follows `clean`, one token; a list is a set of answers."
     )
     wrong: AnswerTokens = Field(description="What should not follow.")
-    template: BoundedText | None = None
-    labels: Annotated[dict[str, StrictInt], AfterValidator(_check_length)] | None = None
+    template: BoundedText | None = Field(
+        default=None, description="The name of the wording that the pair has."
+    )
+    labels: Annotated[dict[str, StrictInt], AfterValidator(_check_length)] | None = Field(
+        default=None, description='Positions by name, as {"S2": 9, "end": -1}.'
+    )
+
+
+# Stands in the description of a task in place of the schema of a pair, which is ten times as long.
+PAIRS_FORM = (
+    'pairs [{"clean": "Ann met Bob. Bob saw", "corrupted": "Ann met Bob. Ann saw", "answer": '
+    '" Ann", "wrong": " Bob"}]: equally many tokens on both sides, one token as answer; lists of '
+    'token ids, sets of answers, "template" and "labels" {"S2": 5} are possible'
+)
 
 
 ModelId = Annotated[str, Field(description="Handle from load_model.", min_length=1, max_length=500)]
@@ -68,7 +80,7 @@ TaskName = Annotated[str, Field(max_length=4096)]
 PairList = Annotated[list[PairArgument], Field(min_length=1, max_length=MAX_PAIRS)]
 TaskSource = Annotated[
     TaskName | PairList,
-    Field(description=f"Built-in ({', '.join(BUILTIN)}), .jsonl task file, or pairs."),
+    Field(description=f"Built-in ({', '.join(BUILTIN)}), .jsonl task file, or {PAIRS_FORM}."),
 ]
 MetricChoice = Annotated[
     MetricName | None,
@@ -81,6 +93,9 @@ Seed = Annotated[
     int, Field(description="Seed for drawing and splitting the pairs.", ge=0, le=2**31 - 1)
 ]
 RowLimit = Annotated[int, Field(description="How many rows to list.", ge=1, le=500)]
+HeadName = Annotated[
+    str, Field(description='One head: "a9.h6" (also "L9H6" or "9.6").', max_length=40)
+]
 NodeNames = Annotated[
     list[Annotated[str, Field(max_length=40)]],
     Field(

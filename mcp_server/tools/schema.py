@@ -26,8 +26,11 @@ _MESSAGE_PREFIX = "Input should be "
 def close_schema(tool: Tool) -> Tool:
     """Return the tool with a closed input schema.
 
-    The schemas also lose the titles and nulls that pydantic adds to every field, because a model
-    has to read them.
+    A model has to read the schemas, so they lose the titles and nulls that pydantic adds to every
+    field. An object inside an argument, such as a prompt pair, is shown as any object: what it
+    holds is told, with an example, by the description of its argument, and a schema of it in each
+    tool would be longer than everything else. It is validated all the same, and
+    `explain_argument_errors` knows its fields.
     """
     model = tool.fn_metadata.arg_model
     model.model_config["extra"] = "forbid"
@@ -35,7 +38,7 @@ def close_schema(tool: Tool) -> Tool:
         check = _require_bool if field.annotation is bool else refuse_bool
         field.metadata.append(BeforeValidator(check))
     model.model_rebuild(force=True)
-    schema = _strip_schema(model.model_json_schema(by_alias=True))
+    schema = _strip_schema(_hide_objects(model.model_json_schema(by_alias=True)))
     properties = schema.get("properties", {})
     schema["properties"] = {
         name: _drop_null_option(field_schema) for name, field_schema in properties.items()
@@ -44,6 +47,21 @@ def close_schema(tool: Tool) -> Tool:
     if tool.fn_metadata.output_schema is not None:
         tool.fn_metadata.output_schema = _strip_schema(tool.fn_metadata.output_schema)
     return tool
+
+
+def _hide_objects(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return a schema without definitions; a reference to one becomes an object of any fields."""
+
+    def hide(part: Any) -> Any:
+        if isinstance(part, list):
+            return [hide(inner) for inner in part]
+        if not isinstance(part, dict):
+            return part
+        if "$ref" in part:
+            return {"type": "object"}
+        return {key: hide(value) for key, value in part.items()}
+
+    return {key: hide(value) for key, value in schema.items() if key != "$defs"}
 
 
 def _drop_null_option(field_schema: dict[str, Any]) -> dict[str, Any]:
@@ -62,19 +80,24 @@ def _drop_null_option(field_schema: dict[str, Any]) -> dict[str, Any]:
 def explain_argument_errors(tool: Tool, error: ValidationError) -> str:
     """Return what is wrong with a call's arguments, what is allowed, and what to do."""
     arguments = list(tool.parameters.get("properties", {}))
-    descriptions = _collect_descriptions(tool.parameters)
+    whole_schema = tool.fn_metadata.arg_model.model_json_schema(by_alias=True)
+    descriptions = _describe_properties(whole_schema)
+    inner_descriptions = descriptions.copy()
+    for definition in whole_schema.get("$defs", {}).values():
+        inner_descriptions |= _describe_properties(definition)
     errors_by_path: dict[str, list[ErrorDetails]] = {}
     for details in error.errors(include_url=False, include_context=False, include_input=False):
-        path = _error_path(details, descriptions)
+        path = _error_path(details, inner_descriptions)
         errors_by_path.setdefault(path, []).append(details)
     deepest_paths = [
         path
         for path in errors_by_path
         if not any(other.startswith(f"{path}.") for other in errors_by_path)
     ]
-    lines = [
-        _format_error(path, errors_by_path[path], descriptions, arguments) for path in deepest_paths
-    ]
+    lines = []
+    for path in deepest_paths:
+        known = inner_descriptions if "." in path else descriptions
+        lines.append(_format_error(path, errors_by_path[path], known, arguments))
     if len(lines) > _MAX_ERRORS:
         lines[_MAX_ERRORS:] = [f"… and {len(lines) - _MAX_ERRORS} more."]
     required = ", ".join(tool.parameters.get("required", [])) or "none"
@@ -115,17 +138,10 @@ def _format_error(
     return f"{path}: {' / '.join([messages[0], *options])}.{meaning}"
 
 
-def _collect_descriptions(schema: Mapping[str, Any]) -> dict[str, str]:
-    """Return the description of each argument, and of each field inside the arguments.
-
-    If a name occurs twice, the description of the argument counts.
-    """
-    holders = [*schema.get("$defs", {}).values(), schema]
-    return {
-        name: _find_description(field_schema)
-        for holder in holders
-        for name, field_schema in holder.get("properties", {}).items()
-    }
+def _describe_properties(schema: Mapping[str, Any]) -> dict[str, str]:
+    """Return the description of each property of an object."""
+    properties = schema.get("properties", {})
+    return {name: _find_description(field_schema) for name, field_schema in properties.items()}
 
 
 def _find_description(field_schema: Mapping[str, Any]) -> str:

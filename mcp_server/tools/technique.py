@@ -11,7 +11,7 @@ from pydantic import Field, StrictInt
 
 from mcp_server.errors import ServerError
 from mcp_server.session.artifacts import make_result_id
-from mcp_server.tools.arguments import BoundedText, TaskName, TokenIds, ToolContext
+from mcp_server.tools.arguments import BoundedText, PairList, TaskName, TokenIds, ToolContext
 from mcp_server.tools.measurement import Measurement, session_of
 from mcp_server.tools.result import Result, make_image, make_link, to_call_result
 
@@ -21,9 +21,12 @@ if TYPE_CHECKING:
 PromptChoice = Annotated[
     BoundedText | TokenIds | None, Field(description="One prompt; or give task.")
 ]
-# Inline pairs are left out: their schema would take a thousand characters in each tool.
 TaskChoice = Annotated[
-    TaskName | None, Field(description="Built-in task or a .jsonl file; or give prompt.")
+    TaskName | PairList | None,
+    Field(
+        description="Built-in task, .jsonl file, or pairs [{clean, corrupted, answer, wrong}]; or "
+        "give prompt."
+    ),
 ]
 NamedToken = Annotated[
     BoundedText | StrictInt | None,
@@ -51,7 +54,7 @@ def require_one(tool: str, prompt: object, task: object) -> None:
 def load_subject(
     measurement: Measurement,
     prompt: str | list[int] | None,
-    task: TaskName | None,
+    task: TaskName | PairList | None,
     pairs: int,
     seed: int,
 ) -> tuple[dict[str, Any], list[str]]:

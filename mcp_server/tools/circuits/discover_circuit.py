@@ -111,8 +111,8 @@ async def discover_circuit(
     task: Annotated[
         TaskName | PairList | None,
         Field(
-            description="Built-in task, path of a .jsonl task file, or inline pairs; needed unless "
-            "run_id is given."
+            description="Built-in task, .jsonl task file, or pairs [{clean, corrupted, answer, "
+            "wrong}]; needed unless run_id is given."
         ),
     ] = None,
     run_id: Annotated[

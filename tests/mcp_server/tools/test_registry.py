@@ -90,6 +90,7 @@ async def test_a_schema(name: str, tools: dict[str, Tool]) -> None:
     assert len(json.dumps(tool.output_schema)) <= MAX_OUTPUT_CHARACTERS
     assert tool.output_schema["type"] == "object"
     assert tool.input_schema["additionalProperties"] is False
+    assert "$defs" not in tool.input_schema, "objects are told by their argument's description"
     undescribed = [
         field for field, facts in every_property(tool.input_schema) if not described(facts)
     ]

@@ -32,6 +32,21 @@ FLAW = {"clean": "a", "corrupted": "b", "answer": 1.5, "wrong": " c"}
             "(What follows",
         ),
         (
+            "logit_lens",
+            {"task": [{"clean": "a", "corrupted": "b", "wrong": " c"}]},
+            "task.0.answer: Field required. (What follows",
+        ),
+        (
+            "patch_sweep",
+            {"task": [{**FLAW, "answer": " d", "labels": {"S2": "x"}}]},
+            'task.0.labels: Input should be a valid integer. (Positions by name, as {"S2": 9',
+        ),
+        (
+            "patch_sweep",
+            {"task": [{**FLAW, "answer": " d", "anser": " d"}]},
+            "task.0.anser: ",
+        ),
+        (
             "run_with_cache",
             {"prompt": 2.5},
             "prompt: Input should be a valid string / a valid list. (Text, or token ids",
