@@ -5,7 +5,8 @@
         ├── UnknownModelError       a `model_id` that is not loaded: from before a restart, dropped,
         │                           or misspelt
         ├── PathNotAllowedError     a path outside the directories that may be read
-        └── BusyError               too many calls wait for the device already
+        ├── BusyError               too many calls wait for the device already
+        └── SetupError              a client's configuration or a study's folder cannot be written
 
 The server answers a `DiscoveryError` with its text. Any other exception is a bug: its traceback
 goes to standard error under an id, and the assistant receives only the id.
@@ -54,6 +55,10 @@ class PathNotAllowedError(ServerError):
 
 class BusyError(ServerError):
     """More calls than may wait for one device."""
+
+
+class SetupError(ServerError):
+    """A client's configuration, or a study's folder, that cannot be written."""
 
 
 def log_bug(place: str, error: BaseException) -> str:

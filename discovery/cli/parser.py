@@ -27,6 +27,10 @@ _STATUS = (
     "record does not hold; 130 interrupted (the finished part is kept and can be resumed); 1 a "
     "bug. Results go to standard output, progress and messages to standard error."
 )
+_SERVER_COMMANDS = {
+    "setup": "write the server into the configurations of your coding assistants",
+    "serve": "serve the tools to a coding assistant over MCP",
+}
 _CHOICE = re.compile(r"invalid choice: '(.*)' \(choose from (.*)\)", re.DOTALL)
 
 
@@ -132,10 +136,9 @@ def build_parser() -> CommandParser:
     )
     for command in (discover, tasks, runs, models, look, sae, doctor):
         command.register(commands, [_verbosity_flags()])
-    # mcp_server runs `serve`. It is added here so that the help lists it.
-    commands.add_parser(
-        "serve", add_help=False, help="serve the tools to a coding assistant over MCP"
-    )
+    # mcp_server runs these. They are added here so that the help lists them.
+    for name, text in _SERVER_COMMANDS.items():
+        commands.add_parser(name, add_help=False, help=text)
     return parser
 
 

@@ -23,6 +23,7 @@ from discovery.tasks.pairs import PromptPair, ReferenceLine
 from discovery.tasks.task_file import read_task_file
 from mcp_server.server.command import parse_serve_arguments
 from mcp_server.session.settings import ServerSettings
+from mcp_server.setup.command import parse_setup_arguments
 from mcp_server.tools.registry import build_tools
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -160,6 +161,14 @@ def test_the_commands_that_are_named_exist() -> None:
         parser.parse_args(shlex.split(command.replace("RUN_ID", "some-run")))
 
 
+def test_the_lines_that_set_up_clients_are_understood() -> None:
+    text = "\n".join(block for page in PAGES for block in fences(page))
+    lines = re.findall(r"^circuit-scout setup\b([^\n#\[]*)", text, flags=re.MULTILINE)
+    assert len(lines) > 4
+    for words in lines:
+        parse_setup_arguments(shlex.split(words), lambda words: True)
+
+
 def fences(page: Path) -> list[str]:
     return [token.content for token in tokens_of(page) if token.type == "fence"]
 
@@ -170,7 +179,7 @@ def test_the_usage_in_the_interfaces_lists_every_command_and_verb() -> None:
     for command, flags in re.findall(
         r"circuit-scout (\w+) +((?:.|\n)*?)(?=circuit-scout|\Z)", usage
     ):
-        if command == "serve":
+        if command in ("serve", "setup"):
             continue
         with pytest.raises(TextRequested):
             parser.parse_args([command, "--help"])

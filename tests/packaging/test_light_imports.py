@@ -35,6 +35,7 @@ LIGHT_MODULES = [
     "discovery.cli",
     "mcp_server",
     "mcp_server.errors",
+    "mcp_server.setup.command",
     "mcp_server.__main__",
 ]
 LIGHT_COMMANDS = ["--version", "runs list -q", "tasks list", "models list -q", "discover --help"]
