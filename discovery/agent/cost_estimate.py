@@ -41,6 +41,7 @@ from discovery.evaluation.contexts import (
 from discovery.graph import EVIDENCE_ABLATIONS
 from discovery.methods.ablation import NodeSet, SetMetric
 from discovery.methods.patching import estimate_node_effects, plan_sweep
+from discovery.methods.roles import estimate_roles
 from discovery.sites import Direction, MetricName, SiteName, Universe
 from discovery.tasks.task import Task
 
@@ -235,7 +236,8 @@ class StageEstimator:
             "localise": self._sweep_cost(["resid_pre"], DIRECTIONS),
             "components": self._sweep_cost(components, DIRECTIONS),
             "edges": self._edge_cost(size),
-            "interpret": self._sweep_cost(node_sites, ["noising"], size / self.n_nodes),
+            "interpret": self._sweep_cost(node_sites, ["noising"], size / self.n_nodes)
+            + estimate_roles(len(self.description)),
         }
 
     def _count_curve_sizes(self) -> int:

@@ -19,6 +19,7 @@ JUDGEMENT_FIELDS = (
     "edge_counts",
     "positions",
     "labels",
+    "role_measurements",
 )
 """The fields of a state that belong to one circuit."""
 

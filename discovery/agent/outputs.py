@@ -155,14 +155,17 @@ def _circuit_node(state: State, name: str) -> CircuitNode:
     total = 0.0
     if effect is not None:
         total = (mean_of(effect.noising) or 0.0) + (mean_of(effect.denoising) or 0.0)
+    measurements = state.role_measurements.get(name, ())
+    results = (*state.evidence.get(name, ()), *(item.evidence for item in measurements))
     return CircuitNode.of(
         name,
         effect=effect,
         sign=(total > 0) - (total < 0),
         positions=state.positions.get(name),
         role=state.labels.get(name),
+        role_measurements=measurements,
         inclusion=state.inclusion.get(name),
-        evidence=state.evidence.get(name, ()),
+        evidence=tuple(dict.fromkeys(results)),
     )
 
 

@@ -17,6 +17,7 @@ from discovery.graph import (
     Evaluation,
     JsonModel,
     NodeEffect,
+    RoleMeasurement,
     SplitEvaluation,
     Verdict,
 )
@@ -36,7 +37,8 @@ class State(JsonModel):
         effects: for each node, its effect alone in each direction, with intervals.
         curve: faithfulness of the ranking's first k nodes, and of the circuit.
         circuit: the candidate; after the stage "mend", the circuit.
-        labels: for each node, a label for how it acts, such as "redundant" or "opposing".
+        labels: for each node that has one, its role, such as "induction head; redundant".
+        role_measurements: for each of these nodes, what its role rests on.
         drop_shares: for each node of the circuit, a lower bound on its largest drop as a share of
             δ (d), in the search that chose it.
         partners: for each redundant node, the nodes that do its work when it is ablated.
@@ -72,6 +74,7 @@ class State(JsonModel):
     curve: tuple[CurvePoint, ...] = ()
     circuit: tuple[str, ...] = ()
     labels: Mapping[str, str] = Field(default_factory=dict)
+    role_measurements: Mapping[str, tuple[RoleMeasurement, ...]] = Field(default_factory=dict)
     drop_shares: Mapping[str, float] = Field(default_factory=dict)
     partners: Mapping[str, tuple[str, ...]] = Field(default_factory=dict)
     positions: Mapping[str, tuple[int | str, ...]] = Field(default_factory=dict)

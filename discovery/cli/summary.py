@@ -39,6 +39,7 @@ def describe_circuit(circuit: CircuitGraph, folder: Path | None = None) -> str:
     parts = [
         _describe_verdict(circuit),
         _describe_nodes(circuit),
+        _describe_roles(circuit),
         describe_features(circuit),
         _describe_edges(circuit),
         _describe_evidence(circuit),
@@ -69,6 +70,20 @@ def _describe_nodes(circuit: CircuitGraph) -> str:
     size = f"{circuit.size} {'nodes' if circuit.size > 1 else 'node'}"
     heading = f"The circuit has {size}; effects are shares of m(clean) − m(corrupted):"
     return f"{heading}\n{format_columns(rows)}"
+
+
+def _describe_roles(circuit: CircuitGraph) -> str:
+    """Return what the roles rest on; the text is empty if no node has one."""
+    rows = [
+        (node.label, *formatting.format_role_measurement(item))
+        for node in circuit.nodes
+        for item in node.role_measurements
+    ]
+    if not rows:
+        return ""
+    heading = "The roles rest on these measurements:"
+    head = ("node", "role", "measured", "value", "by chance", "p")
+    return f"{heading}\n{format_columns([head, *rows])}"
 
 
 def describe_features(circuit: CircuitGraph) -> str:

@@ -55,6 +55,7 @@ from discovery.graph.record import (
     ModelFacts,
     NodeEffect,
     Provenance,
+    RoleMeasurement,
     SAEFacts,
     TaskFacts,
 )
@@ -99,6 +100,7 @@ __all__ = [
     "Provenance",
     "RandomControls",
     "Reference",
+    "RoleMeasurement",
     "RulesVersion",
     "SAEFacts",
     "Score",

@@ -18,11 +18,12 @@ Tone = Literal["up", "down", "flat", "end"]
 
 
 def node_lines(name: str, facts: Mapping[str, Any]) -> list[str]:
-    """Return the label, the role and the effect of a node, as far as they are known."""
+    """Return the label, the parts of the role and the effect of a node, as far as known."""
     effect = node_effect(facts)
     label = str(facts.get("label") or Node.parse(name).label)
     role = facts.get("role") or _describe_firing(facts)
-    lines = [label, role, None if effect is None else format_signed(effect)]
+    parts = str(role).split("; ") if role else []
+    lines = [label, *parts, None if effect is None else format_signed(effect)]
     return [_to_one_line(line) for line in lines if line]
 
 

@@ -37,6 +37,31 @@ class NodeEffect(JsonModel):
     noising: Effect | None = None
 
 
+class RoleMeasurement(JsonModel):
+    """One measurement that gives a node a part of its role.
+
+    Attributes:
+        role: the part of the role that it gives.
+        measure: what was measured, in words, with its unit.
+        mean: the measurement; None if only a bound is known, which `measure` then says.
+        low: the lower end of its 95% interval.
+        high: the upper end of its 95% interval.
+        chance: what it is by chance; None if that is not known.
+        p: the p-value of not being chance, corrected for all that were tested; None if the interval
+            decides.
+        evidence: the id of the result that it comes from.
+    """
+
+    role: str
+    measure: str
+    mean: Number = None
+    low: Number = None
+    high: Number = None
+    chance: Number = None
+    p: Number = None
+    evidence: str
+
+
 class CircuitNode(OmitsEmptyFields):
     """One node of the circuit, and the evidence for it.
 
@@ -53,14 +78,15 @@ class CircuitNode(OmitsEmptyFields):
         sign: the direction in which it moves the metric: 1 up, −1 down, 0 neither.
         positions: the token positions or labels at which it acts. This describes the node; it does
             not narrow any ablation.
-        role: a label for how it acts.
+        role: what it does, as far as measurements say it; None if they say nothing.
+        role_measurements: the measurements that the role rests on.
         inclusion: the share of the resamples of condition (f) whose circuit has it; None if (f) was
             not measured.
         feature: what is known of a feature; None for other nodes.
         evidence: the ids of the results that the numbers come from.
     """
 
-    omitted_when_empty: ClassVar[frozenset[str]] = frozenset({"feature"})
+    omitted_when_empty: ClassVar[frozenset[str]] = frozenset({"feature", "role_measurements"})
 
     id: NodeId
     kind: NodeKind
@@ -71,6 +97,7 @@ class CircuitNode(OmitsEmptyFields):
     sign: Literal[-1, 0, 1] | None = None
     positions: tuple[int | str, ...] | None = None
     role: str | None = None
+    role_measurements: tuple[RoleMeasurement, ...] = ()
     inclusion: float | None = None
     feature: FeatureFacts | None = None
     evidence: tuple[str, ...] = ()

@@ -38,6 +38,7 @@ _COLUMN_WIDTH = 1.5  # inches
 _MARGIN = 0.6  # inches, for the names of the rows
 _LABEL_FRACTION = 0.4  # the position of a label along its edge; edges often cross in the middle
 _MAX_LABELLED_EDGES = 16  # in a drawing with more edges, they get no numbers
+_MAX_ROLE_LINES = 2  # parts of a role in a box
 _MAX_LINE_LENGTH = 28  # characters of a line in a box
 _MIN_LINE_WIDTH = 0.5  # points, of an edge without effect
 _MIN_OPACITY = 0.15  # of an edge without effect
@@ -94,8 +95,9 @@ def _layout(circuit: CircuitGraph) -> tuple[dict[str, _Point], list[str]]:
 
 
 def _box_lines(name: str, facts: Mapping[str, Any]) -> list[str]:
-    """Return the lines in the box of a node. What follows the colon in a role is left out."""
-    role = str(facts.get("role") or "").partition(":")[0]
+    """Return the lines in the box of a node: two parts of its role, without what explains them."""
+    parts = str(facts.get("role") or "").split("; ")[:_MAX_ROLE_LINES]
+    role = "; ".join(part.partition(":")[0] for part in parts)
     lines = node_lines(name, {**facts, "role": role})
     return [
         line if len(line) <= _MAX_LINE_LENGTH else f"{line[: _MAX_LINE_LENGTH - 1]}…"

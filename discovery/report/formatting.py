@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from discovery.graph import CircuitGraph, Effect, Outcome, Score, Verdict
+from discovery.graph import CircuitGraph, Effect, Outcome, RoleMeasurement, Score, Verdict
 from discovery.graph.captions import format_signed
 from discovery.report.markup import Html, element
 
@@ -98,6 +98,15 @@ def format_effect(value: Effect | None) -> str:
     if value is None or value.mean is None:
         return UNKNOWN_MARK
     return format_signed(value.mean) + format_interval(value.low, value.high)
+
+
+def format_role_measurement(item: RoleMeasurement) -> tuple[str, ...]:
+    """Format what a part of a role rests on: the part, the measure, its value, chance and p."""
+    value = UNKNOWN_MARK
+    if item.mean is not None:
+        value = format_number(item.mean) + format_interval(item.low, item.high)
+    chance = format_number(item.chance)
+    return (item.role.partition(":")[0], item.measure, value, chance, format_p_value(item.p))
 
 
 def format_score(value: Score | None) -> str:

@@ -23,6 +23,7 @@ from discovery.report.formatting import (
     format_duration,
     format_effect,
     format_number,
+    format_role_measurement,
     format_title,
 )
 from discovery.report.markup import (
@@ -196,6 +197,7 @@ def _render_circuit(circuit: CircuitGraph) -> Html:
     return _section(
         "Circuit",
         _nodes_table(circuit),
+        _roles_table(circuit),
         render_feature_tables(circuit),
         _edges_table(circuit),
     )
@@ -221,6 +223,19 @@ def _nodes_table(circuit: CircuitGraph) -> Html:
         return element("p", "The record has no nodes.")
     head = "node|kind|role|moves the metric|denoising|noising|positions|evidence".split("|")
     return table("Nodes, with their share of the clean − corrupted difference", head, rows)
+
+
+def _roles_table(circuit: CircuitGraph) -> Html:
+    """Return what the roles rest on; the text is empty if no node has one."""
+    rows = [
+        [node.label, *format_role_measurement(item), item.evidence]
+        for node in circuit.nodes
+        for item in node.role_measurements
+    ]
+    if not rows:
+        return join([])
+    head = "node|role|measured|value|by chance|p|evidence".split("|")
+    return table("What the roles rest on", head, rows)
 
 
 def _edges_table(circuit: CircuitGraph) -> Html:

@@ -22,6 +22,7 @@ from discovery.graph import (
     CircuitNode,
     Effect,
     Evaluation,
+    RoleMeasurement,
 )
 from discovery.store import Run
 from mcp_server.session import Session
@@ -80,11 +81,15 @@ class RunLink(NamedTuple):
     mime_type: str
 
 
-def node_views(circuit: CircuitGraph) -> list[NodeView]:
-    """Return the circuit's heads, MLPs and features, the largest effect first."""
+def node_views(circuit: CircuitGraph, *, detailed: bool = False) -> list[NodeView]:
+    """Return the circuit's heads, MLPs and features, the largest effect first.
+
+    Args:
+        detailed: whether roles say which measurement each of their parts rests on.
+    """
     nodes = [node for node in circuit.nodes if node.id not in ("embed", "logits")]
     nodes.sort(key=lambda node: (-_effect_size(node), node.node))
-    return [_node_view(node) for node in nodes]
+    return [_node_view(node, detailed=detailed) for node in nodes]
 
 
 def edge_views(circuit: CircuitGraph) -> list[EdgeView]:
@@ -176,7 +181,26 @@ def load_circuit_if_any(run: Run) -> CircuitGraph | None:
         return None
 
 
-def _node_view(node: CircuitNode) -> NodeView:
+def _describe_role(node: CircuitNode, *, detailed: bool) -> str | None:
+    if detailed and node.role_measurements:
+        return "; ".join(map(_describe_measurement, node.role_measurements))
+    return node.role or _describe_feature(node)
+
+
+def _describe_measurement(item: RoleMeasurement) -> str:
+    """Return a part of a role and, in brackets, what was measured, its value, chance and p."""
+    text = item.measure
+    if item.mean is not None:
+        mean, low, high = (round_number(value, 3) for value in (item.mean, item.low, item.high))
+        text += f" {mean} [{low}, {high}]"
+    if item.chance is not None:
+        text += f", chance {round_number(item.chance, 3)}"
+    if item.p is not None:
+        text += f", p {item.p:.1e}"
+    return f"{item.role.partition(':')[0]} ({text})"
+
+
+def _node_view(node: CircuitNode, *, detailed: bool) -> NodeView:
     effect = node.effect
     return NodeView(
         id=node.id,
@@ -184,7 +208,7 @@ def _node_view(node: CircuitNode) -> NodeView:
         denoising=_mean(effect.denoising) if effect else None,
         noising=_mean(effect.noising) if effect else None,
         sign=node.sign,
-        role=node.role or _describe_feature(node),
+        role=_describe_role(node, detailed=detailed),
         positions=list(node.positions) if node.positions is not None else None,
     )
 

@@ -1,10 +1,11 @@
-"""Stage 10 ("interpret"): at which positions each node acts, and a label for how it acts.
+"""Stage 10 ("interpret"): at which positions each node acts, and what it does (`stages.roles`).
 
-The labels rest on what nodes do alone and in pairs: "opposing" lowers the metric, "redundant" has
-partners that do its work, "hidden" has no effect alone, "joint" is necessary but not sufficient.
+Nothing here enters the verdict. A node has a role only if a measurement gives it one.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 from jaxtyping import Bool
@@ -12,10 +13,10 @@ from torch import Tensor
 
 from discovery.agent.context import RunContext
 from discovery.agent.stages.position_sweeps import run_sweep, save_sweep
+from discovery.agent.stages.roles import CircuitRoles, describe_roles
 from discovery.agent.state import State
 from discovery.backends.info import ModelInfo
 from discovery.evaluation import thresholds
-from discovery.graph.base import mean_of
 from discovery.methods.patching import Sweep
 from discovery.sites import Node, SiteName
 
@@ -37,20 +38,31 @@ def interpret(state: State, context: RunContext) -> State:
         if sweep.screen is not None:
             cautions[f"{site}, screen"] = sweep.screen.caution
         positions |= _positions_by_node(state, sweep)
-    labels = {name: label for name in state.circuit if (label := _describe_role(state, name))}
-    descriptions = [
-        f"{name} at {', '.join(map(str, positions[name])) or 'no single position'}"
-        for name in state.circuit
-        if name in positions
-    ]
+    roles = describe_roles(state, context)
+    if roles.warnings:
+        cautions["roles"] = list(roles.warnings)
     return context.finish_stage(
-        state.with_changes(positions=positions, labels=labels),
+        state.with_changes(
+            positions=positions, labels=roles.labels, role_measurements=roles.measurements
+        ),
         "interpret",
-        {"labels": labels, **cautions},
-        ", ".join(descriptions) or "no position was measured",
+        {"labels": roles.labels, "roles_cost": round(roles.cost, 1), **cautions},
+        "; ".join(_describe_node(name, positions, roles) for name in state.circuit),
         f"positions with at least {MIN_POSITION_SHARE:.0%} of the strongest noising effect, on "
-        f"{len(context.description_engine)} pairs",
+        f"{len(context.description_engine)} pairs; roles that a measurement gives beyond chance, "
+        f"for {roles.cost:,.0f} forward-pass equivalents",
     )
+
+
+def _describe_node(
+    name: str, positions: Mapping[str, tuple[int | str, ...]], roles: CircuitRoles
+) -> str:
+    """Return in words where a node acts, and its role."""
+    at = "not measured by position"
+    if name in positions:
+        at = f"at {', '.join(map(str, positions[name])) or 'no single position'}"
+    role = roles.labels.get(name, "role not known").replace("; ", " and ")
+    return f"{name} {at}, {role}"
 
 
 def _circuit_cells(state: State, info: ModelInfo) -> dict[SiteName, Bool[Tensor, "layer ..."]]:
@@ -87,24 +99,3 @@ def _strong_positions(effects: Tensor) -> list[int]:
     least = max(MIN_POSITION_SHARE * float(sizes.max()), thresholds.MIN_DROP)
     columns: list[int] = (sizes >= least).nonzero().flatten().tolist()
     return columns
-
-
-def _describe_role(state: State, name: str) -> str | None:
-    """Return a label for how a node acts; None if nothing about it is unusual."""
-    effect = state.effects[name]
-    noising = mean_of(effect.noising) or 0.0
-    denoising = mean_of(effect.denoising) or 0.0
-    small = thresholds.MIN_DROP
-    large = thresholds.MAX_GAP_OUT
-    if min(noising, denoising) < -small and max(noising, denoising) < small:
-        return "opposing"
-    if partners := state.partners.get(name):
-        labels = ", ".join(Node.parse(partner).label for partner in partners)
-        return f"redundant with {labels}: taking out both costs more than each alone"
-    if abs(noising) < small and abs(denoising) < small:
-        return "hidden: no effect alone in either direction"
-    if abs(noising) < small and abs(denoising) >= large:
-        return "redundant: sufficient, not necessary"
-    if abs(denoising) < small and abs(noising) >= large:
-        return "joint: necessary, not sufficient"
-    return None

@@ -145,7 +145,7 @@ def _ranking_views(state: RunState, top: int) -> list[NodeView]:
 def _make_result(
     state: RunState, circuit: CircuitGraph, top: int, detailed: bool
 ) -> GetCircuitResult:
-    nodes = node_views(circuit)
+    nodes = node_views(circuit, detailed=True)
     edges = edge_views(circuit)
     block = evaluation_block(circuit.evaluation, detailed=True) if detailed else None
     evaluation = shorten_evaluation(block, _MAX_EVALUATION) if block else None
