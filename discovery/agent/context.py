@@ -32,6 +32,7 @@ from discovery.store import OnEvent, Run
 from discovery.tasks.task import SplitName, Task
 
 SEARCH_PAIRS = 64  # discovery pairs that the search uses
+SAVE_SECONDS = 60  # between two savings of what a search has measured
 SINGLE_ABLATIONS: Mapping[EvidenceAblation, str] = {
     "resample": "nodes-noising",
     "mean": "nodes-mean",
@@ -77,6 +78,7 @@ class RunContext:
     _search_evaluator: SplitEvaluator | None = None
     _description_engine: Engine | None = None
     _reference: ReferenceMeans | None = None
+    _saved_at: float = field(default_factory=time.monotonic)
 
     @property
     def reference(self) -> ReferenceMeans:
@@ -204,40 +206,52 @@ class RunContext:
         """Write a decision within a stage. A run does not resume from it."""
         self._write(_event(stage, "decision", measured, concluded, why))
 
+    def write_search_decision(
+        self, state: State, measured: Measurements, concluded: str, why: str
+    ) -> None:
+        """Write a decision of the search, and now and then what the search has measured so far.
+
+        A search that is interrupted then begins again, but what was measured is not measured again,
+        and what it cost stays counted.
+        """
+        event = _event("mend", "decision", measured, concluded, why)
+        if time.monotonic() - self._saved_at >= SAVE_SECONDS:
+            self.save_set_metrics()
+            event |= self._describe_progress(state)
+        self._write(event)
+
     def write_plan(self, state: State, measured: Measurements, concluded: str, why: str) -> None:
         """Write what the rest of the run will cost. A run resumes with these estimates."""
         self._write(
-            {
-                **_event("plan", "plan", measured, concluded, why),
-                "forward_equivalents": self.meter.spent,
-                "state": state.with_changes(
-                    spent=self.meter.spent, seconds=self.seconds
-                ).model_dump(mode="json", by_alias=True),
-            }
+            _event("plan", "plan", measured, concluded, why) | self._describe_progress(state)
         )
+
+    def _describe_progress(self, state: State) -> dict[str, Any]:
+        """Return what an event holds from which a run resumes: the cost so far, and the state."""
+        return {
+            "forward_equivalents": self.meter.spent,
+            "state": self._add_cost(state).model_dump(mode="json", by_alias=True),
+        }
+
+    def _add_cost(self, state: State) -> State:
+        return state.with_changes(spent=self.meter.spent, seconds=self.seconds)
 
     def finish_stage(
         self, state: State, stage: str, measured: Measurements, concluded: str, why: str
     ) -> State:
         """Write the end of a stage, and return the state to resume from."""
-        finished = state.with_changes(
+        finished = self._add_cost(state).with_changes(
             done=(*state.done, stage),
-            spent=self.meter.spent,
-            seconds=self.seconds,
             peak_memory_bytes=max(state.peak_memory_bytes, read_peak_memory()),
         )
-        self._write(
-            {
-                **_event(stage, "stage", measured, concluded, why),
-                "forward_equivalents": self.meter.spent,
-                "state": finished.model_dump(mode="json", by_alias=True),
-            }
-        )
+        event = _event(stage, "stage", measured, concluded, why)
+        self._write(event | self._describe_progress(finished))
         return finished
 
     def save_set_metrics(self) -> None:
         """Keep the metric of every set that the search has measured."""
         save_set_metrics(self.run, self.search_evaluator)
+        self._saved_at = time.monotonic()
 
     def save_arrays(
         self,

@@ -74,7 +74,7 @@ def refine_candidate(state: State, context: RunContext) -> State:
     stops: list[str] = []
 
     def on_decision(decision: Decision) -> None:
-        context.write_decision("mend", decision.measured, decision.concluded, decision.why)
+        context.write_search_decision(state, decision.measured, decision.concluded, decision.why)
         if decision.stopped is not None:
             stops.append(decision.why)
 

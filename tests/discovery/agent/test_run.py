@@ -12,7 +12,7 @@ import pytest
 from benchmarks.known_circuits.hand_built import build_known_circuit
 from benchmarks.random_models.tiny_models import GROUPED_LLAMAS, random_pairs, save_grouped_llama
 from discovery import discover, load_model, load_task
-from discovery.agent import DiscoveryResult, resume, verify_run
+from discovery.agent import DiscoveryResult, context, resume, verify_run
 from discovery.agent.budget import STABILITY_SHARE
 from discovery.agent.cost_estimate import StageEstimator
 from discovery.agent.saved_run import read_settings
@@ -102,6 +102,37 @@ def test_stopped_in_the_middle_of_a_stage_it_measures_the_stage_again(
         discover(*model_and_task, runs_dir=tmp_path, progress=progress)
     assert stopped.value.run_id is not None
     assert is_same_circuit(resume(stopped.value.run_id, runs_dir=tmp_path), finished_run)
+
+
+def read_costs(run: Run, stage: str) -> list[float]:
+    """Return what a run had spent at each event of a stage that says so."""
+    events = [event for event in run.events() if event["stage"] == stage]
+    return [event["forward_equivalents"] for event in events if "forward_equivalents" in event]
+
+
+def test_a_search_that_is_stopped_keeps_what_it_measured_and_what_that_cost(
+    model_and_task: tuple[Backend, Task],
+    finished_run: DiscoveryResult,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def stop_at_a_decision(event: Mapping[str, Any]) -> None:
+        if event["stage"] == "mend":
+            raise Interrupted("stopped by the test")
+
+    monkeypatch.setattr(context, "SAVE_SECONDS", 0)
+    with pytest.raises(Interrupted) as stopped:
+        discover(*model_and_task, runs_dir=tmp_path, on_event=stop_at_a_decision)
+    run_id = str(stopped.value.run_id)
+    *_, before = read_costs(open_run(tmp_path, run_id), "mend")
+    (candidate,) = read_costs(open_run(tmp_path, run_id), "candidate")
+    assert before > candidate, "the decision cost something"
+    assert is_same_circuit(resume(run_id, runs_dir=tmp_path), finished_run)
+    again = read_costs(open_run(tmp_path, run_id), "mend")
+    whole = open_run(finished_run.path.parent, finished_run.run_id)
+    expected = read_costs(whole, "mend")[-1] - read_costs(whole, "candidate")[-1]
+    assert again[1] == before, "the first decision is taken again for nothing"
+    assert again[-1] - candidate == pytest.approx(expected, rel=0.2)
 
 
 def test_the_same_seed_gives_the_same_record(
