@@ -29,6 +29,7 @@ from discovery.sites import Node
 
 GROUP_SIZE = 8  # nodes outside that are added together
 GROUPING_MIN_NODES = 33  # with fewer nodes outside, each is added alone
+NEAR_FACTOR = 1.5  # shares of δ between 1 / 1.5 and 1.5 are measured on all pairs
 GROUP_SHARE = 0.5  # a group is opened if it changes f by more than this share of the bound
 
 Order = tuple[float, int, float]
@@ -239,7 +240,8 @@ def measure_drop_shares(
     A node is tried alone, and if it falls short of δ with a margin, in the contexts in which the
     search has seen it matter. A node that falls short of δ even so is tried in the contexts that
     condition (d) would choose, unless it has been `searched` before, in a larger set. A node that
-    reaches δ is not tried further, so its share is a lower bound.
+    reaches δ is not tried further, so its share is a lower bound. Shares near 1 are measured again
+    on all pairs: the largest drop of many contexts is too large on the pairs that chose it.
     """
     nodes = sorted(circuit)
     needed = {
@@ -250,13 +252,25 @@ def measure_drop_shares(
     def short_of(share: float) -> list[Node]:
         return [v for v in nodes if largest[v].share < share]
 
-    def try_contexts(jobs: Sequence[tuple[Node, NodeSet]]) -> None:
+    def measure(
+        jobs: Sequence[tuple[Node, NodeSet]], pairs: int | None = CONTEXT_PAIRS
+    ) -> list[DropShare]:
+        """Return the drop of each node in its context, the larger of both ablations."""
+        shares = [0.0] * len(jobs)
         for ablation, f in functions.items():
-            drops = _measure_drops(f, circuit, jobs)
-            for (v, context), drop in zip(jobs, drops, strict=True):
-                share = drop / needed[ablation] if needed[ablation] else 0.0
-                if share > largest[v].share:
-                    largest[v] = DropShare(share=share, context=context)
+            drops = _measure_drops(f, circuit, jobs, pairs)
+            delta = needed[ablation]
+            of_ablation = [drop / delta if delta else 0.0 for drop in drops]
+            shares = [max(pair) for pair in zip(shares, of_ablation, strict=True)]
+        return [
+            DropShare(share=share, context=context)
+            for share, (_, context) in zip(shares, jobs, strict=True)
+        ]
+
+    def try_contexts(jobs: Sequence[tuple[Node, NodeSet]]) -> None:
+        for (v, _), drop in zip(jobs, measure(jobs), strict=True):
+            if drop.share > largest[v].share:
+                largest[v] = drop
 
     try_contexts([(v, frozenset()) for v in nodes])
     known = {
@@ -274,16 +288,25 @@ def measure_drop_shares(
             if drop.context
         ]
     )
+    near = [(v, drop.context) for v, drop in largest.items() if _is_near(drop.share)]
+    largest.update(zip([v for v, _ in near], measure(near, None), strict=True))
     return largest
 
 
+def _is_near(share: float) -> bool:
+    return PLAIN.drop_share / NEAR_FACTOR <= share <= PLAIN.drop_share * NEAR_FACTOR
+
+
 def _measure_drops(
-    f: SearchFunction, circuit: NodeSet, jobs: Sequence[tuple[Node, NodeSet]]
+    f: SearchFunction,
+    circuit: NodeSet,
+    jobs: Sequence[tuple[Node, NodeSet]],
+    pairs: int | None,
 ) -> list[float]:
-    """Return the drops of nodes in contexts, on as many pairs as contexts are compared on."""
+    """Return the drops of nodes in contexts, on so many pairs; None means all."""
     if not jobs:
         return []
     sets = [nodes for v, context in jobs for nodes in (circuit - context, circuit - context - {v})]
-    values = f(sets, "minimality", min(CONTEXT_PAIRS, f.n_pairs))
+    values = f(sets, "minimality", None if pairs is None else min(pairs, f.n_pairs))
     drops: list[float] = (values[0::2] - values[1::2]).abs().tolist()
     return drops

@@ -19,6 +19,8 @@ from discovery.graph import CurvePoint, EvidenceAblation
 from discovery.methods.ablation import NodeSet
 from discovery.sites import Node
 
+MAX_SMALL_CIRCUIT = 16  # nodes; only so small a circuit is searched set by set
+ROUNDING = 9  # decimals by which numbers are compared, so that rounding decides no order
 CURVE_LABEL = "faithfulness against size"
 MAX_CURVE_SIZES = 13  # sizes that are measured before the bisection
 START_SURPLUS = 1.25  # the start is so much larger than the smallest size that will do

@@ -15,7 +15,14 @@ from dataclasses import dataclass, field, replace
 from discovery.agent.search.backups import Backups, find_all_backups
 from discovery.agent.search.decision import Decision, OnDecision, format_nodes, ignore_decision
 from discovery.agent.search.faults import Faults, find_faults
-from discovery.agent.search.fit import WITH_MARGIN, measure_fits, total_excess
+from discovery.agent.search.fit import (
+    MAX_SMALL_CIRCUIT,
+    PLAIN,
+    ROUNDING,
+    WITH_MARGIN,
+    measure_fits,
+    total_excess,
+)
 from discovery.agent.search.measured import SearchFunctions
 from discovery.methods.ablation import NodeSet
 from discovery.sites import Node
@@ -23,7 +30,6 @@ from discovery.sites import Node
 MAX_EXAMINED_SETS = 40
 MAX_REPAIRS = 32  # outside nodes that are tried if (a) or (b) fails, the highest ranked first
 MAX_EXACT_REPAIRS = 4  # of these, so many are measured on all pairs
-ROUNDING = 9  # decimals by which numbers are compared, so that rounding decides no order
 
 
 @dataclass(frozen=True)
@@ -124,8 +130,13 @@ class Mending:
     def _propose_backups(
         self, circuit: NodeSet, gaps: Mapping[Node, float], outside: Sequence[Node]
     ) -> Iterator[Proposal]:
-        """Yield the set with what closes all gaps, then the sets with what closes one of them."""
-        faulty = {u: gap for u, gap in gaps.items() if gap > WITH_MARGIN.gap_in}
+        """Yield the set with what closes all gaps, then the sets with what closes one of them.
+
+        Of a large circuit, only gaps beyond the bound itself are closed. In a long tail it would
+        take dozens of nodes to gain the margin.
+        """
+        bounds = WITH_MARGIN if len(circuit) <= MAX_SMALL_CIRCUIT else PLAIN
+        faulty = {u: gap for u, gap in gaps.items() if gap > bounds.gap_in}
         if not faulty or not outside:
             return
         yield from _add_backups(circuit, find_all_backups(self.functions, circuit, faulty, outside))

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 from discovery.agent.search.decision import Decision, format_nodes, stop_for_budget
 from discovery.agent.search.faults import Order
-from discovery.agent.search.mend import ROUNDING, Mending
+from discovery.agent.search.fit import ROUNDING
+from discovery.agent.search.mend import Mending
 from discovery.agent.search.shrink import examine_all
 from discovery.errors import BudgetError
 from discovery.evaluation import (

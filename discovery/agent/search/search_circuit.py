@@ -23,11 +23,17 @@ from discovery.agent.search.backups import keeps_largest_gaps
 from discovery.agent.search.decision import Decision, OnDecision, format_nodes, stop_for_budget
 from discovery.agent.search.descend import Descent
 from discovery.agent.search.faults import Faults
-from discovery.agent.search.fit import PLAIN, WITH_MARGIN, measure_fits, total_excess
+from discovery.agent.search.fit import (
+    MAX_SMALL_CIRCUIT,
+    PLAIN,
+    WITH_MARGIN,
+    measure_fits,
+    total_excess,
+)
 from discovery.agent.search.measured import SearchFunctions
 from discovery.agent.search.mend import Mending
 from discovery.agent.search.rivals import RivalSearch
-from discovery.agent.search.shrink import MAX_SMALL_CIRCUIT, examine_all, shrink
+from discovery.agent.search.shrink import examine_all, shrink
 from discovery.errors import BudgetError
 from discovery.evaluation import FaithfulnessByAblation
 from discovery.methods.ablation import NodeSet
@@ -110,12 +116,12 @@ class _Search:
     def drop_unneeded(self) -> None:
         """Drop the nodes that no context needs, as many of the least needed as faults allow.
 
-        In a small circuit, nodes go as well that are needed by less than the margin.
+        Nodes go as well that are needed by less than the margin.
         """
         while True:
             faults = examine_all(self.mending, self.circuit)
             unneeded = faults.unneeded_nodes(PLAIN)
-            if not unneeded and len(self.circuit) <= MAX_SMALL_CIRCUIT:
+            if not unneeded:
                 unneeded = faults.unneeded_nodes(WITH_MARGIN)
             smaller = [self.circuit - group for group in _halve(unneeded)]
             smaller = [nodes for nodes in smaller if nodes]

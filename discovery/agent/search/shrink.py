@@ -12,18 +12,19 @@ from collections.abc import Sequence
 
 from discovery.agent.search.faults import Faults, Order, add_drop_shares, share_of_margin
 from discovery.agent.search.fit import (
+    MAX_SMALL_CIRCUIT,
     PLAIN,
+    ROUNDING,
     WITH_MARGIN,
     FitByAblation,
     measure_fits,
     measure_passing,
     total_distance,
 )
-from discovery.agent.search.mend import ROUNDING, Mending
+from discovery.agent.search.mend import Mending
 from discovery.methods.ablation import NodeSet
 
 BEAM_WIDTH = 5  # sets of each size that are followed
-MAX_SMALL_CIRCUIT = 16  # nodes; only so small a circuit is searched in this way
 MAX_SCREENED_EXCESS = 0.15  # a set that misses (a) and (b) by more on a few pairs is out
 
 
