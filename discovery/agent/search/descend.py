@@ -11,7 +11,7 @@ that other node u, and the part of the group that closes this gap comes back.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from discovery.agent.search.backups import (
@@ -76,7 +76,7 @@ class Descent:
     circuit: NodeSet
     contexts: dict[Node, list[NodeSet]] = field(default_factory=dict)
     required: set[Node] = field(default_factory=set)
-    _gaps: dict[Node, float] = field(default_factory=dict)
+    _gaps: dict[Node, float] = field(default_factory=dict)  # when they were last measured
 
     def run(self) -> None:
         """Leave nodes out until none can go, or of many so few that a round is not worth its cost.
@@ -96,19 +96,19 @@ class Descent:
 
     def _choose_group(self) -> NodeSet:
         """Return a large group of the weakest nodes that can go; empty if none can."""
-        drops = self._measure_drops()
+        drops = self._measure_drops(self.circuit - self.required)
         weak = self._sort_weak(drops)
         if not weak:
             return frozenset()
         group = self._find_largest_group(weak)
         return group or self._find_others(weak, drops)
 
-    def _measure_drops(self, ablated: NodeSet = NOTHING) -> Drops:
-        """Measure every node's drop on a few pairs, alone or with other nodes ablated too.
+    def _measure_drops(self, nodes: Collection[Node], ablated: NodeSet = NOTHING) -> Drops:
+        """Measure the drop of each node on a few pairs, alone or with other nodes ablated too.
 
         A few are enough, since what is left out together is measured on all.
         """
-        nodes = sorted(self.circuit - self.required - ablated)
+        nodes = sorted(set(nodes) - ablated)
         remaining = self.circuit - ablated
         drops: dict[EvidenceAblation, dict[Node, float]] = {}
         for ablation, f in self.functions.items():
@@ -126,7 +126,7 @@ class Descent:
         nodes = self.circuit - self.required
         largest = {u: max(abs(by_node[u]) for by_node in drops.values()) for u in nodes}
         waiting = {u for u in nodes if largest[u] < thresholds.MIN_DROP}
-        deviations = self._measure_deviations(drops) if waiting else []
+        deviations = self._measure_deviations(waiting, drops) if waiting else []
         order: list[Node] = []
         while waiting:
             left = {u: sum(part.without(u) ** 2 for part in deviations) for u in waiting}
@@ -136,12 +136,12 @@ class Descent:
             order.append(u)
         return order
 
-    def _measure_deviations(self, drops: Drops) -> list[Deviation]:
+    def _measure_deviations(self, nodes: Collection[Node], drops: Drops) -> list[Deviation]:
         """Return how far f(C) is from f(U), and f(C∖u) from f(U∖u) for the largest gaps."""
         by_gap = sorted(self._gaps, key=lambda u: (-round(self._gaps[u], ROUNDING), u))
         deviations = []
         for ablated in [NOTHING, *(frozenset({u}) for u in by_gap[:MAX_LARGEST_GAPS])]:
-            drops_here = self._measure_drops(ablated) if ablated else drops
+            drops_here = self._measure_drops(nodes, ablated) if ablated else drops
             for ablation, f in self.functions.items():
                 circuit, model = f(
                     [self.circuit - ablated, f.everything - ablated], "leaving nodes out"
@@ -216,7 +216,7 @@ class Descent:
             gaps = measure_gaps_in(self.functions, circuit, self._choose_watched(circuit))
         self.on_decision(_describe(self.circuit, circuit, backups.nodes))
         self.circuit = circuit
-        self._gaps = gaps
+        self._gaps = {u: gap for u, gap in (self._gaps | gaps).items() if u in circuit}
 
     def _choose_watched(self, circuit: NodeSet) -> list[Node]:
         """Return the nodes whose gaps are measured in a round: of many, those with large gaps.

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.known_circuits.subset_conditions import ConditionsBySubset
+from discovery.agent.search import descend
 from discovery.agent.search import mend as module
 from discovery.agent.search.backups import find_sufficient_subset
 from discovery.agent.search.decision import Decision, ignore_decision
@@ -208,6 +209,45 @@ def test_a_descent_ends_when_hardly_any_of_many_nodes_can_go(
     descent = Descent(f, ignore_decision, f["mean"].everything)
     descent.run()
     assert len(descent.circuit) == n_strong + (2 if ends_early else 0)
+
+
+def test_a_descent_of_a_large_circuit_goes_on_with_the_gaps_that_it_last_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each round measures 16 of over 40 gaps. 24 nodes have 0.01 each, and 0.15 may go."""
+    strong, weak = [head(0, h) for h in range(30)], [head(1, h) for h in range(24)]
+    f = f_under_both_ablations(
+        lambda kept: (
+            (1 - 24 * 0.0101) * sum(v in kept for v in strong) / 30
+            + 0.0101 * sum(v in kept for v in weak)
+        ),
+        universe=[*strong, *weak],
+    )
+    monkeypatch.setattr(descend, "BISECTION_STEP", 1.0)
+    decisions: list[Decision] = []
+    descent = Descent(f, decisions.append, f["mean"].everything)
+    descent.run()
+    assert [decision.measured["left out"] for decision in decisions] == [12, 2]
+    assert descent.circuit.issuperset(strong)
+
+
+@pytest.mark.parametrize(
+    ("n_against", "n_left"),
+    [pytest.param(0, 10, id="all for it"), pytest.param(14, 0, id="as many against it")],
+)
+def test_nodes_for_and_against_the_behaviour_go_together(n_against: int, n_left: int) -> None:
+    """Of 20 nodes with 0.0149 each, 10 may go; if others cancel them, all may."""
+    strong = [head(0, h) for h in range(4)]
+    weak = [head(1, h) for h in range(20)]
+    against = [head(2, h) for h in range(n_against)]
+    effects = dict.fromkeys(weak, 0.0149) | dict.fromkeys(against, -0.0149)
+    rest = 1 - sum(effects.values())
+    effects |= dict.fromkeys(strong, rest / len(strong))
+    f = f_under_both_ablations(lambda kept: sum(effects[v] for v in kept), universe=[*effects])
+    descent = Descent(f, ignore_decision, f["mean"].everything)
+    descent.run()
+    assert descent.circuit.issuperset(strong)
+    assert len(descent.circuit - set(strong)) == n_left
 
 
 def test_a_descent_keeps_what_it_has_when_the_budget_ends() -> None:
