@@ -28,7 +28,7 @@ if TYPE_CHECKING:
         generate_with_features,
         sae_top_features,
     )
-    from discovery.methods.heads import attention_patterns, head_kinds
+    from discovery.methods.heads import attention_patterns, head_kinds, head_weights, interpret_head
     from discovery.methods.patching import patch_sweep
     from discovery.methods.prompt_run import run_with_cache
     from discovery.methods.readout import direct_logit_attribution, logit_lens
@@ -49,6 +49,8 @@ _MODULE_OF = {
     "feature_examples": "discovery.methods.features",
     "generate_with_features": "discovery.methods.features",
     "head_kinds": "discovery.methods.heads",
+    "head_weights": "discovery.methods.heads",
+    "interpret_head": "discovery.methods.heads",
     "load_model": "discovery.backends.loading.load",
     "load_sae": "discovery.features",
     "load_task": "discovery.tasks",
@@ -75,6 +77,8 @@ __all__ = [
     "feature_examples",
     "generate_with_features",
     "head_kinds",
+    "head_weights",
+    "interpret_head",
     "load_model",
     "load_sae",
     "load_task",

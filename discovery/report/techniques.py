@@ -147,6 +147,39 @@ def draw_token_changes(tokens: Sequence[DrawnTokenChange], *, title: str) -> byt
     return to_png(figure)
 
 
+def draw_bar_panels(panels: Mapping[str, Sequence[tuple[str, float]]], *, title: str) -> bytes:
+    """Draw named values as bars, in one panel for each group; two panels stand in a row.
+
+    Args:
+        panels: for each title of a panel, the name and the value of each bar.
+        title: the title above the picture.
+
+    Raises:
+        ValueError: if there is nothing to draw.
+    """
+    if not panels or not all(panels.values()):
+        raise ValueError("a panel without bars cannot be drawn")
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    most = max(map(len, panels.values()))
+    figure = new_figure(5.2 * columns, rows * max(2.2, 0.24 * most + 0.9) + 0.4)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat[len(panels) :]:
+        axes.set_axis_off()
+    for axes, (name, bars) in zip(grid.flat, panels.items(), strict=False):
+        values = [value for _, value in bars]
+        colours = [COLOUR_UP if value >= 0 else COLOUR_DOWN for value in values]
+        places = list(range(len(bars)))
+        axes.barh(places, values, color=colours)
+        labels = [shorten_label(label) for label, _ in bars]
+        axes.set_yticks(places, labels=labels, fontsize=7, parse_math=False)
+        axes.invert_yaxis()
+        axes.axvline(0.0, color="#888888", linewidth=0.8)
+        axes.set_title(escape_for_font(name), fontsize=9, parse_math=False)
+    figure.suptitle(escape_for_font(title), fontsize=10, parse_math=False)
+    return to_png(figure)
+
+
 def draw_pattern(
     patterns: Float[np.ndarray, "head dst src"], names: Sequence[str], tokens: Sequence[str]
 ) -> bytes:

@@ -72,13 +72,12 @@ def _add_what_does_this_head_do(server: MCPServer[Session], rules: str) -> None:
 
 1. load_model(model="{model}") gives the model_id; then check_task(model_id="{model}",
    task="{task}").
-2. patch_sweep site=head_out in both directions: how large is the effect of {head} beside the
-   others?
+2. interpret_head(model_id="{model}", node="{head}", task="{task}"): only what is in `known` is
+   an answer.
 3. patch_sweep site=head_out_by_position: at which positions? Then q, k, v and pattern: through
    which input? A cell of k or v named as a23.kv1 belongs to all its query_heads, not to {head}
    alone.
-4. run_with_cache with sites=["pattern"] on one of the prompts: where does it attend?
-5. ablate_heads with nodes=["{head}"] and controls: is it needed, or backed up by others?
+4. Go on as the resource scout://skills/interpret-head says.
 Say what is measured and what is conjecture; attention alone proves nothing. {rules}"""
 
 

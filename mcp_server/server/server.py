@@ -43,7 +43,8 @@ model's behaviour and tests whether the claim holds.
 Order of work: load_model(model="bundled") -> check_task (is the behaviour there?) ->
 discover_circuit, or by hand: patch_sweep site=resid_pre, then head_out in both directions,
 ablate_heads, evaluate_circuit -> get_circuit. The skill scout://skills/find-circuit says which
-measurement comes next and when to stop.
+measurement comes next and when to stop. What does one head do? interpret_head, and the skill
+scout://skills/interpret-head.
 
 Handles (model_id, run_id) are plain arguments. A long discovery returns a run_id: poll run_status.
 Verdicts are computed from held-out pairs and controls: verified, partial, rejected, inconclusive,

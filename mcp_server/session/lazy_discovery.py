@@ -50,12 +50,13 @@ if TYPE_CHECKING:
         generate_with_features,
         sae_top_features,
     )
-    from discovery.methods.heads import attention_patterns, head_kinds
+    from discovery.methods.heads import attention_patterns, head_kinds, head_weights, interpret_head
     from discovery.methods.patching import Cell, patch_sweep, top_cells
     from discovery.methods.prompt_run import run_with_cache, summarise_activation
     from discovery.methods.readout import direct_logit_attribution, logit_lens
     from discovery.report import draw_heatmap
     from discovery.report.techniques import (
+        draw_bar_panels,
         draw_bars,
         draw_head_kinds,
         draw_lens,
@@ -82,6 +83,7 @@ _MODULES = {
     "continue_training": "discovery.features.training",
     "direct_logit_attribution": "discovery.methods.readout",
     "discover": "discovery.agent",
+    "draw_bar_panels": "discovery.report.techniques",
     "draw_bars": "discovery.report.techniques",
     "draw_head_kinds": "discovery.report.techniques",
     "draw_heatmap": "discovery.report",
@@ -96,6 +98,8 @@ _MODULES = {
     "feature_examples": "discovery.methods.features",
     "generate_with_features": "discovery.methods.features",
     "head_kinds": "discovery.methods.heads",
+    "head_weights": "discovery.methods.heads",
+    "interpret_head": "discovery.methods.heads",
     "is_finished": "discovery.agent",
     "listen_to_status": "discovery.backends.remote.status",
     "load_model": "discovery.backends.loading.load",
@@ -136,6 +140,7 @@ __all__ = [
     "continue_training",
     "direct_logit_attribution",
     "discover",
+    "draw_bar_panels",
     "draw_bars",
     "draw_head_kinds",
     "draw_heatmap",
@@ -150,6 +155,8 @@ __all__ = [
     "feature_examples",
     "generate_with_features",
     "head_kinds",
+    "head_weights",
+    "interpret_head",
     "is_finished",
     "listen_to_status",
     "load_model",

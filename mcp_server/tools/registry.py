@@ -37,6 +37,8 @@ from mcp_server.tools.schema import close_schema
 from mcp_server.tools.techniques.attention_patterns import attention_patterns
 from mcp_server.tools.techniques.direct_logit_attribution import direct_logit_attribution
 from mcp_server.tools.techniques.head_kinds import head_kinds
+from mcp_server.tools.techniques.head_weights import head_weights
+from mcp_server.tools.techniques.interpret_head import interpret_head
 from mcp_server.tools.techniques.logit_lens import logit_lens
 from mcp_server.tools.techniques.run_with_edits import run_with_edits
 
@@ -111,6 +113,8 @@ TOOL_SPECS: tuple[ToolSpec, ...] = (
     ToolSpec(function=run_with_edits, title="Run with edits", toolset="techniques"),
     ToolSpec(function=attention_patterns, title="Where heads look", toolset="techniques"),
     ToolSpec(function=head_kinds, title="Which kinds of heads", toolset="techniques"),
+    ToolSpec(function=head_weights, title="What a head's weights do", toolset="techniques"),
+    ToolSpec(function=interpret_head, title="What does this head do?", toolset="techniques"),
     ToolSpec(
         function=sae_top_features,
         title="Top features of an SAE",

@@ -6,7 +6,14 @@ import argparse
 from functools import partial
 from typing import TYPE_CHECKING
 
-from discovery.cli.arguments import MEMORY, Subparsers, add_flag, add_json_flag, parse_whole_number
+from discovery.cli.arguments import (
+    MEMORY,
+    Subparsers,
+    add_flag,
+    add_json_flag,
+    parse_text,
+    parse_whole_number,
+)
 from discovery.cli.console import Console, format_columns
 from discovery.cli.look.frame import (
     add_load_flags,
@@ -33,6 +40,8 @@ def register_verb(verbs: Subparsers, parents: list[argparse.ArgumentParser]) -> 
         "heads", parents=parents, help="which kinds of heads the model has", description=_ABOUT
     )
     add_load_flags(parser)
+    task_help = "also find name movers on this task, whose pairs label IO and S2, such as ioi"
+    add_flag(parser, "--task", "TASK", parse_text, task_help)
     whole = partial(parse_whole_number, 4)
     add_flag(parser, "--sequences", "N", whole, "sequences of repeated tokens (default 24)")
     controls_help = "random sets of heads for each causal check (default 10; 0 for no checks)"
@@ -49,7 +58,12 @@ def print_heads(args: argparse.Namespace, console: Console) -> None:
     from discovery.methods.heads import head_kinds
     from discovery.report.techniques import draw_head_kinds
 
-    chosen = {"sequences": args.sequences, "controls": args.controls, "seed": args.seed}
+    chosen = {
+        "sequences": args.sequences,
+        "controls": args.controls,
+        "seed": args.seed,
+        "task": args.task,
+    }
     kinds = head_kinds(
         model,
         memory=MEMORY.resolve_value(args),
@@ -97,6 +111,7 @@ def _format_check(check: AblationCheck) -> str:
         lowest, highest = min(check.controls), max(check.controls)
         controls = f"{len(check.controls)} random sets {lowest:.2f} to {highest:.2f}"
     change = format_mean(check.change, 2)
-    return f"without them the loss on repeated tokens rises by {change} from {check.loss:.2f}; " + (
+    measure = check.measure.replace("_", " ")
+    return f"without them the {measure} changes by {change} from {check.intact:.2f}; " + (
         f"{controls}, p {check.p:.2f}"
     )

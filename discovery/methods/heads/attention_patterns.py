@@ -26,6 +26,7 @@ from discovery.engine.cost import CostTimer, MeasurementCost
 from discovery.errors import MeasurementError
 from discovery.methods.ablation import parse_nodes
 from discovery.methods.arguments import locate_positions, require_counts
+from discovery.methods.heads.kinds import p_above
 from discovery.methods.statistics import Interval, Resamples, interval_of_mean
 from discovery.methods.subject import TaskLike, format_tokens, resolve_subject
 from discovery.progress import ProgressCallback
@@ -144,7 +145,7 @@ def attention_patterns(
     )
     engine = Engine(model, present, memory=memory, meter=Meter(progress=progress))
     timer = CostTimer(engine.meter, began)
-    rows, whole = _read_rows(engine, chosen, queries, keep_whole=nodes is not None)
+    rows, whole = read_rows(engine, chosen, queries, keep_whole=nodes is not None)
     counts, source_names, where = _sources(present, queries)
     tokens = format_tokens(model, present.pairs[0].clean) if len(present) == 1 else ()
     summary = _Summary(
@@ -216,7 +217,7 @@ def _heads(model: Backend, nodes: Sequence[str | Node] | None) -> tuple[Node, ..
     return chosen
 
 
-def _read_rows(
+def read_rows(
     engine: Engine, heads: Sequence[Node], queries: Sequence[int], *, keep_whole: bool
 ) -> tuple[Float[Tensor, "pair head src"], Float[Tensor, "head first first"] | None]:
     """Return the attention of each head from each pair's position, and whole patterns of pair 0."""
@@ -285,6 +286,48 @@ def _resamples_by_source(task: Task, where: Float[Tensor, "source pair"]) -> tup
             splits = (None,) * len(pairs)
             found[row] = Resamples.of(replace(task, pairs=pairs, splits=splits))
     return tuple(found[row] for row in known)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestedShare:
+    """The attention to one source, tested against uniform attention.
+
+    Attributes:
+        share: the share.
+        uniform: the mean share of looking everywhere equally.
+        p: of a one-sided t-test over the pairs that have the source; 1 for a single pair.
+    """
+
+    share: AttentionShare
+    uniform: float
+    p: float
+
+
+def measure_shares(engine: Engine, node: Node) -> tuple[TestedShare, ...]:
+    """Measure and test the attention of one head from the answer position to every source."""
+    task = engine.task
+    queries = [len(pair.clean) - 1 for pair in task.pairs]
+    rows, _ = read_rows(engine, [node], queries, keep_whole=False)
+    _, names, where = _sources(task, queries)
+    uniform = 1 / (1 + torch.tensor(queries, dtype=torch.float64))
+    tested = []
+    for name, places, resamples in zip(
+        names, where, _resamples_by_source(task, where), strict=True
+    ):
+        known = places.isfinite()
+        if not bool(known.any()):
+            continue
+        values = rows[known, 0, places[known].long()].double()
+        share = AttentionShare(source=name, text=None, share=interval_of_mean(values, resamples))
+        chance = uniform[known]
+        tested.append(
+            TestedShare(
+                share=share,
+                uniform=float(chance.mean()),
+                p=float(p_above((values - chance)[:, None].numpy())[0]),
+            )
+        )
+    return tuple(tested)
 
 
 @dataclass(frozen=True, kw_only=True)

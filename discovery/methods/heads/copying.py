@@ -1,17 +1,19 @@
 """Copying: whether a head's OV circuit raises the logit of the token that it reads.
 
 A token is read as the residual stream has it after the first layer, in a text without other words,
-as Wang et al. (2022) do, and not as the bare embedding, which many models change at once. The
-stream goes through the norm before the attention, W_V, W_O (with the norm behind it, if there is
-one), the last norm and W_U. The score is the share of tokens whose own logit is among the largest
-twentieth of the drawn tokens' logits; chance is that twentieth. For anti-copying it is the smallest
-twentieth. Only the drawn tokens' columns of W_U are used, so the d_vocab × d_vocab matrix of a head
-is never formed.
+as Wang et al. (2022) do, and not as the bare embedding, which many models change at once. Heads of
+the first layer read the embedding itself. The stream goes through the norm before the attention,
+W_V, W_O (with the norm behind it, if there is one), the last norm and W_U. The score is the share
+of tokens whose own logit is among the largest twentieth of the drawn tokens' logits; chance is that
+twentieth. For anti-copying it is the smallest twentieth. Only the drawn tokens' columns of W_U are
+used, so the d_vocab × d_vocab matrix of a head is never formed.
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -19,9 +21,12 @@ from torch import Tensor
 
 from discovery.backends.base import Backend, Batch
 from discovery.backends.weights import ModelWeights
+from discovery.engine import Meter, row_macs
+from discovery.engine.cost import forward_equivalents
 from discovery.sites import Site
 
 MAX_TOKENS = 200
+ROWS_PER_BATCH = 1024
 TAIL = 0.05  # of the drawn tokens; the chance level of the scores
 
 
@@ -31,13 +36,42 @@ def draw_tokens(model: Backend, seed: int, count: int = MAX_TOKENS) -> tuple[int
     return tuple(random.Random(f"tokens-{seed}").sample(range(n_tokens), min(count, n_tokens)))
 
 
-def read_token_streams(model: Backend, tokens: tuple[int, ...]) -> Float[Tensor, "token d_model"]:
-    """Return the stream of each token after the first layer, in a text without other words."""
+@dataclass(frozen=True)
+class TokenStreams:
+    """Tokens as the residual stream has them in a text without other words.
+
+    Attributes:
+        embedded: the embedding of each token.
+        after_first: the stream of each token after the first layer.
+    """
+
+    embedded: Float[Tensor, "token d_model"]
+    after_first: Float[Tensor, "token d_model"]
+
+    def read_by(self, layer: int) -> Float[Tensor, "token d_model"]:
+        """Return what the heads of a layer read: the embedding only in the first one."""
+        return self.after_first if layer else self.embedded
+
+
+def read_token_streams(model: Backend, tokens: Sequence[int], meter: Meter) -> TokenStreams:
+    """Run each token in a text without other words, through the first layer.
+
+    Args:
+        tokens: the tokens.
+        meter: counts the work.
+    """
     prefix = tuple(model.tokenizer.encode("")) if model.tokenizer else (0,)
     prefix = prefix or (tokens[0],)
     rows = torch.tensor([[*prefix, token] for token in tokens], device=model.device)
-    site = Site("resid_post", 0)
-    return model.run(Batch(rows, stop=1), [site]).activations[site][:, -1]
+    sites = [Site("resid_pre", 0), Site("resid_post", 0)]
+    macs = row_macs(model.info, rows.shape[1], stop=1, columns=0)
+    streams: list[list[Tensor]] = [[], []]
+    for batch in torch.split(rows, min(ROWS_PER_BATCH, model.max_rows_by_work(macs))):
+        read = model.run(Batch(batch, stop=1), sites).activations
+        for site, stream in zip(sites, streams, strict=True):
+            stream.append(read[site][:, -1])
+        meter.add(forward_equivalents(model.info, macs, [rows.shape[1]] * len(batch)))
+    return TokenStreams(torch.cat(streams[0]), torch.cat(streams[1]))
 
 
 def self_logits(

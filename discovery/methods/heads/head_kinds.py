@@ -16,22 +16,21 @@ A head is *named* if its score is above chance in a one-sided t-test over sequen
 with p at most 0.05 after Holm's correction for all heads and all kinds together, and if the score
 is at least the kind's stated minimum above chance. A kind may have no head.
 
+On a task that labels them, name movers, negative name movers and S-inhibition heads are named too
+(`name_movers`).
+
 The causal check ablates the named heads of a kind together, and as many random heads, and measures
 what the model loses on the second copy of repeated tokens.
 """
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
 
-import numpy as np
 import torch
 from jaxtyping import Float
-from scipy import stats
 from torch import Tensor
 
 from discovery.backends.base import Backend
@@ -48,97 +47,30 @@ from discovery.methods.heads.copying import (
     read_token_streams,
     self_logits,
 )
+from discovery.methods.heads.kinds import (
+    ALPHA,
+    MINIMUM_EFFECT,
+    AblationCheck,
+    HeadKind,
+    HeadScore,
+    KindName,
+    p_above,
+    t_interval,
+)
+from discovery.methods.heads.name_movers import measure_name_movers, require_name_labels
 from discovery.methods.heads.repeated_tokens import (
     RepeatedLoss,
     draw_head_sets,
     make_repeated_task,
 )
-from discovery.methods.statistics import Interval, holm
+from discovery.methods.statistics import holm
+from discovery.methods.subject import TaskLike, resolve_task
 from discovery.progress import ProgressCallback
 from discovery.sites import Node
 from discovery.tasks.task import Task
 
-KindName = Literal[
-    "previous_token",
-    "first_token",
-    "local",
-    "duplicate_token",
-    "induction",
-    "copying",
-    "anti_copying",
-]
-KINDS: tuple[KindName, ...] = get_args(KindName)
-
-ALPHA = 0.05
 LOCAL_WIDTH = 4
-# How far above chance a score must be for a head to be named.
-MINIMUM_EFFECT: Mapping[KindName, float] = {
-    "previous_token": 0.3,
-    "first_token": 0.5,
-    "local": 0.5,
-    "duplicate_token": 0.2,
-    "induction": 0.2,
-    "copying": 0.5,
-    "anti_copying": 0.5,
-}
 CHECKED_SEQUENCES = 8  # of the causal check
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeadScore:
-    """How far one head is of one kind.
-
-    Attributes:
-        node: the head.
-        score: the score with its 95% interval.
-        chance: the mean score by chance.
-        p: the p-value of being above chance, corrected for all heads and kinds.
-        is_named: whether the head is of this kind: p and the excess over chance suffice.
-    """
-
-    node: str
-    score: Interval
-    chance: float
-    p: float
-    is_named: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class AblationCheck:
-    """What the model loses on repeated tokens without the named heads of a kind.
-
-    Attributes:
-        n_heads: the number of heads that are ablated together.
-        loss: the loss on the second copy with nothing ablated.
-        change: by how much it rises without them, with its interval over sequences.
-        controls: by how much it rises without each random set of as many heads.
-        p: (1 + number of random sets that raise it at least as much) / (1 + number of sets).
-    """
-
-    n_heads: int
-    loss: float
-    change: Interval
-    controls: tuple[float, ...]
-    p: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeadKind:
-    """One kind of heads.
-
-    Attributes:
-        kind: its name.
-        minimum_effect: how far above chance a named head's score is at least.
-        heads: the named heads, the largest score first; there may be none.
-        runners_up: the heads with the largest scores that are not named.
-        check: the causal check of the named heads; None if there are none.
-    """
-
-    kind: KindName
-    minimum_effect: float
-    heads: tuple[HeadScore, ...]
-    runners_up: tuple[HeadScore, ...]
-    check: AblationCheck | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +120,8 @@ class _Samples:
 def head_kinds(
     model: Backend,
     *,
+    task: TaskLike | None = None,
+    pairs: int | None = 32,
     sequences: int = 24,
     controls: int = 10,
     top: int = 3,
@@ -198,53 +132,77 @@ def head_kinds(
     """Name the heads that copy, look back, or look for repetitions, beyond chance.
 
     Args:
+        task: a task whose pairs label IO and S2, such as ioi, or what `load_task` accepts: name
+            movers, negative name movers and S-inhibition heads are then named on it too.
+        pairs: how many pairs of that task are used if it is given by its name or path.
         sequences: the number of sequences of repeated random tokens.
         controls: the number of random sets of heads for each causal check; 0 for no checks.
         top: how many heads to list for each kind beside the named ones.
         memory: bytes that caches and batches may take; 60% of the free memory by default.
 
     Raises:
-        MeasurementError: if an argument is wrong, or if the model takes too few tokens.
+        MeasurementError: if an argument is wrong, if the model takes too few tokens, or if the task
+            lacks the labels or the model does not do it.
         SiteError: if its attention patterns cannot be read.
     """
     began = time.monotonic()
     require_counts(sequences=(sequences, 4), controls=(controls, 0), top=(top, 0))
     meter = Meter(progress=progress)
-    task, n_prefix, half = make_repeated_task(model, sequences, seed)
-    engine = Engine(model, task, metric="logit_difference", memory=memory, meter=meter)
+    names = None if task is None else _resolve_names(task, model, seed, pairs)
+    repeated, n_prefix, half = make_repeated_task(model, sequences, seed)
+    engine = Engine(model, repeated, metric="logit_difference", memory=memory, meter=meter)
     timer = CostTimer(meter, began)
     samples = _attention_samples(engine, n_prefix, half)
-    warnings: list[str] = []
-    tokens: tuple[int, ...] = ()
+    tokens = draw_tokens(model, seed)
+    warnings: tuple[str, ...] = ()
     try:
-        weights = ModelWeights(model)
-        tokens = draw_tokens(model, seed)
-        samples |= _copying_samples(weights, tokens)
+        samples |= _copying_samples(ModelWeights(model), tokens, meter)
     except MeasurementError as fault:
-        warnings.append(f"Copying was not measured: {fault.cause}")
+        warnings = (f"Copying was not measured: {fault.cause}",)
     scored = _score_all(model, samples)
     loss = None
     if controls:
-        checked, _, _ = make_repeated_task(model, CHECKED_SEQUENCES, seed + 1)
+        checked = make_repeated_task(model, CHECKED_SEQUENCES, seed + 1)[0]
         meter.begin("causal checks", _estimate_checks(model, scored, controls, checked))
         loss = RepeatedLoss(model, checked, n_prefix, half, meter)
     kinds = [
         _describe_kind(model, kind, scores, loss, controls, top, seed)
         for kind, scores in scored.items()
     ]
+    if names is not None:
+        on_names = Engine(model, names, memory=memory, meter=meter)
+        kinds += measure_name_movers(on_names, ModelWeights(model), controls, top, seed)
     return HeadKinds(
         kinds=tuple(kinds),
         n_sequences=sequences,
         half=half,
         n_tokens=len(tokens),
         n_heads=len(model.info.nodes("heads")),
-        scores={
-            kind: sample.score.mean(0).reshape(model.info.n_layers, -1).float()
-            for kind, sample in samples.items()
-        },
-        warnings=tuple(warnings),
+        scores=_mean_scores(model, samples),
+        warnings=warnings,
         cost=timer.cost,
     )
+
+
+def _resolve_names(task: TaskLike, model: Backend, seed: int, pairs: int | None) -> Task:
+    """Return the task on which name movers are looked for.
+
+    Raises:
+        MeasurementError: if its pairs lack the labels.
+    """
+    names = resolve_task(task, model, seed, pairs)
+    require_name_labels(names)
+    return names
+
+
+def _mean_scores(
+    model: Backend, samples: Mapping[KindName, _Samples]
+) -> dict[str, Float[Tensor, "layer head"]]:
+    """Return the mean score of each head, for each kind."""
+    return {
+        kind: sample.score.mean(0).reshape(model.info.n_layers, -1).float()
+        for kind, sample in samples.items()
+    }
 
 
 def _describe_kind(
@@ -340,15 +298,17 @@ def _attention_samples(engine: Engine, n_prefix: int, half: int) -> dict[KindNam
     return samples
 
 
-def _copying_samples(weights: ModelWeights, tokens: tuple[int, ...]) -> dict[KindName, _Samples]:
+def _copying_samples(
+    weights: ModelWeights, tokens: tuple[int, ...], meter: Meter
+) -> dict[KindName, _Samples]:
     """Measure copying and anti-copying of every head on every token."""
     info = weights.backend.info
-    streams = read_token_streams(weights.backend, tokens)
+    streams = read_token_streams(weights.backend, tokens, meter)
     ids = torch.tensor(tokens, device=weights.backend.device)
     copied = []
     anti_copied = []
     for layer in range(info.n_layers):
-        scores = copying_scores(self_logits(weights, layer, streams, ids))
+        scores = copying_scores(self_logits(weights, layer, streams.read_by(layer), ids))
         copied.append(scores[0].T)
         anti_copied.append(scores[1].T)
     chance = torch.tensor(max(1, round(TAIL * len(tokens))) / len(tokens)).double()
@@ -365,7 +325,7 @@ def _score_all(
     heads = model.info.nodes("heads")
     p_values: list[float] = []
     for sample in samples.values():
-        p_values += _above_chance(sample)
+        p_values += p_above((sample.score - sample.chance).numpy()).tolist()
     corrected = iter(holm(p_values))
     scored = {}
     for kind, sample in samples.items():
@@ -378,7 +338,7 @@ def _score_all(
             scores.append(
                 HeadScore(
                     node=str(node),
-                    score=_t_interval(values),
+                    score=t_interval(values),
                     chance=float(chance[column]),
                     p=p,
                     is_named=p <= ALPHA and excess >= MINIMUM_EFFECT[kind],
@@ -386,26 +346,6 @@ def _score_all(
             )
         scored[kind] = tuple(sorted(scores, key=lambda score: -score.score.mean))
     return scored
-
-
-def _above_chance(sample: _Samples) -> list[float]:
-    """Return the one-sided p of each head's score being above chance; 1 if it never differs."""
-    difference = (sample.score - sample.chance).numpy()
-    spread = difference.std(0, ddof=1)
-    mean = difference.mean(0)
-    error = spread / np.sqrt(len(difference))
-    certain = np.where(mean > 0, 0.0, 1.0)  # a score without any spread
-    ratio = np.divide(mean, error, out=np.zeros_like(mean), where=error > 0)
-    p_values = np.where(error > 0, stats.t.sf(ratio, len(difference) - 1), certain)
-    return [float(p) for p in p_values]
-
-
-def _t_interval(values: np.ndarray) -> Interval:
-    """Return the mean of independent samples with its 95% t interval."""
-    mean = float(values.mean())
-    error = float(values.std(ddof=1)) / math.sqrt(len(values))
-    reach = float(stats.t.ppf(0.975, len(values) - 1)) * error
-    return Interval(mean, mean - reach, mean + reach)
 
 
 def _check(
@@ -419,9 +359,10 @@ def _check(
     of_sets = tuple(float((loss(heads) - clean).mean()) for heads in sets)
     as_large = sum(value >= float(change.mean()) for value in of_sets)
     return AblationCheck(
+        measure="loss on repeated tokens",
         n_heads=len(ablated),
-        loss=float(clean.mean()),
-        change=_t_interval(change),
+        intact=float(clean.mean()),
+        change=t_interval(change),
         controls=of_sets,
         p=(1 + as_large) / (1 + len(of_sets)),
     )

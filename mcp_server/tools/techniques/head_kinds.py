@@ -8,7 +8,15 @@ from mcp.types import CallToolResult
 from pydantic import Field
 
 from mcp_server.session import lazy_discovery
-from mcp_server.tools.arguments import DetailLevel, ModelId, Seed, ToolContext
+from mcp_server.tools.arguments import (
+    DEFAULT_PAIRS,
+    DetailLevel,
+    ModelId,
+    PairList,
+    Seed,
+    TaskName,
+    ToolContext,
+)
 from mcp_server.tools.measurement import Measurement, run_measurement
 from mcp_server.tools.result import (
     CostView,
@@ -38,10 +46,11 @@ class HeadScoreView(Result):
 
 
 class AblationCheckView(Result):
-    """What is lost on repeated tokens without the named heads, and without random ones."""
+    """What is lost without the named heads, and without random ones."""
 
+    measure: str
     n_heads: int
-    loss: float | None
+    intact: float | None
     change: IntervalView
     controls: list[float | None]
     p: float | None
@@ -76,6 +85,10 @@ class HeadKindsResult(Result):
 async def head_kinds(
     context: ToolContext,
     model_id: ModelId,
+    task: Annotated[
+        TaskName | PairList | None,
+        Field(description="Also find name movers here: ioi, or pairs with labels IO and S2."),
+    ] = None,
     sequences: Annotated[
         int, Field(description="Sequences of repeated random tokens.", ge=4, le=200)
     ] = 24,
@@ -88,7 +101,8 @@ async def head_kinds(
     """Names the previous-token, first-token, local, duplicate-token, induction, copying and
     anti-copying heads, each beside its chance level. A head is named only beyond chance, corrected
     for all heads and kinds, and above a minimum effect. For each kind: what is lost on repeated
-    tokens without its heads, beside as many random heads.
+    tokens without its heads, beside as many random heads. With `task` also name movers, negative
+    name movers and S-inhibition heads.
 
     Use it to learn which heads a model has, before or after a circuit. A kind says what a head does
     on random tokens, not that a task needs it: ablate_heads. Cost: about 50 passes and 12 for each
@@ -98,8 +112,12 @@ async def head_kinds(
     """
 
     def measure(measurement: Measurement) -> tuple[HeadKindsResult, bytes]:
+        loaded = None
+        if task is not None:
+            loaded, _ = measurement.load_task(task, DEFAULT_PAIRS, seed)
         kinds = lazy_discovery.head_kinds(
             measurement.backend,
+            task=loaded,
             sequences=sequences,
             controls=controls,
             seed=seed,
@@ -110,7 +128,7 @@ async def head_kinds(
         uri, png = keep_picture(
             measurement,
             "head_kinds",
-            (sequences, seed),
+            (loaded, sequences, seed),
             lambda: lazy_discovery.draw_head_kinds(scores),
         )
         return _make_result(model_id, kinds, uri, _MAX_HEADS[detail]), png
@@ -154,8 +172,9 @@ def _score_view(score: HeadScore) -> HeadScoreView:
 
 def _check_view(check: AblationCheck) -> AblationCheckView:
     return AblationCheckView(
+        measure=check.measure,
         n_heads=check.n_heads,
-        loss=round_number(check.loss, _DIGITS),
+        intact=round_number(check.intact, _DIGITS),
         change=interval_view(check.change, _DIGITS),
         controls=round_numbers(list(check.controls), _DIGITS),
         p=round_number(check.p, _DIGITS),

@@ -155,7 +155,8 @@ async def test_completion_of_pages_and_behaviours(client: Client) -> None:
         await client.complete(page, {"name": "page", "value": ""}, {"name": "nothing"})
     ).completion.values == []
     assert (await client.complete(page, {"name": "name", "value": ""})).completion.values == [
-        "find-circuit"
+        "find-circuit",
+        "interpret-head",
     ]
     behaviours = await client.complete(
         PromptReference(name="find_circuit"), {"name": "behaviour", "value": "i"}

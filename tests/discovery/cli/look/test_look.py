@@ -95,3 +95,30 @@ def test_the_kinds_of_heads(look: Scout, tmp_path: Path) -> None:
     _, _, induction = result.out.partition("induction (named from")
     assert induction.splitlines()[1].split()[0] == "a1.h1"
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_weights_of_a_head(look: Scout, tmp_path: Path) -> None:
+    picture = tmp_path / "weights.png"
+    result = look("weights", "a1.h1", "--top", "3", "--figure", str(picture))
+    assert (result.status, result.err.count("rotary")) == (0, 0)
+    assert "same token 0.96" in result.out
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    facts = json.loads(look("weights", "a1.h1", "--tokens", "20", "--json").out)
+    assert facts["n_tokens"] == 20
+    assert (facts["reads_from"][0]["writer"], facts["reads_from"][0]["kind"]) == ("a0.h2", "k")
+    refused = look("weights", "a1.h1", "--tokens", "20", "--words", "a,b")
+    assert refused.status == 2
+    assert "--tokens and --words were given" in refused.err
+
+
+def test_what_a_head_does(look: Scout, model_directory: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "head.png"
+    task = [str(model_directory / "task.jsonl"), "--pairs", "12"]
+    words = ["--node", "a1.h1", "--controls", "3", "--figure", str(picture)]
+    result = look("interpret", *task, *words)
+    assert (result.status, result.err) == (0, "")
+    known, _, not_known = result.out.partition("Not known:")
+    assert "kind: Of the kind induction" in known
+    assert "needed: Lost with its mean output" in known
+    assert "Tokens look away from themselves" in not_known
+    assert picture.read_bytes().startswith(b"\x89PNG")

@@ -109,7 +109,7 @@ def test_copying_is_that_of_the_dense_circuit(tiny_models, name):
     model = tiny_models.load(name)
     weights = ModelWeights(model)
     tokens = tuple(range(2, 31))
-    streams = read_token_streams(model, tokens)
+    streams = read_token_streams(model, tokens, Meter()).read_by(1)
     layer, group = 1, model.info.n_heads // model.info.n_kv_heads
     logits = self_logits(weights, layer, streams, torch.tensor(tokens))
     value, bias = weights.reads(layer, "v")
