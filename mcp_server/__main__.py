@@ -34,6 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from mcp_server.setup.command import run_setup
 
             return run_setup(others, _serves_stdio)
+        if command == "new":
+            from mcp_server.setup.study_folder import run_new
+
+            return run_new(others)
     from discovery import cli
 
     return cli.main(words)

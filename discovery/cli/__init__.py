@@ -4,7 +4,7 @@ Results go to standard output. Everything else goes to standard error, also what
 (see `console`). The exit status is 0 if the command completed, whatever the verdict, 2 for bad
 input, 3 if `runs verify` found that a record does not hold, 130 if the command was interrupted,
 and 1 for a bug (see `exit_status`). A command imports what it needs only when it runs, so that
-light commands answer at once. `mcp_server` runs `circuit-scout serve`.
+light commands answer at once. `mcp_server` runs `serve`, `setup` and `new`.
 
     >>> main(["tasks", "lst"])
     2

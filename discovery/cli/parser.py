@@ -29,6 +29,7 @@ _STATUS = (
 )
 _SERVER_COMMANDS = {
     "setup": "write the server into the configurations of your coding assistants",
+    "new": "make a folder for a study of your own",
     "serve": "serve the tools to a coding assistant over MCP",
 }
 _CHOICE = re.compile(r"invalid choice: '(.*)' \(choose from (.*)\)", re.DOTALL)

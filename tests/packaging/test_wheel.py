@@ -98,6 +98,13 @@ def test_the_wheel_contains_the_bundled_sae_which_is_small(
         assert sum(archive.getinfo(name).file_size for name in files) <= 6_000_000
 
 
+def test_the_wheel_contains_the_files_of_a_study(names: list[str], root: Path) -> None:
+    template = root / "mcp_server" / "setup" / "study_template"
+    files = {path.relative_to(root).as_posix() for path in template.rglob("*") if path.is_file()}
+    assert len(files) == 6
+    assert files <= set(names)
+
+
 def test_the_metadata(wheel: Path, root: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         [entry_points] = [name for name in archive.namelist() if name.endswith("entry_points.txt")]
