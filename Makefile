@@ -7,7 +7,7 @@ PACKAGES := discovery mcp_server
 CODE := $(PACKAGES) $(wildcard tests training benchmarks)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo smollm2 test test-slow test-all conformance check format format-check lint types contracts clean
+.PHONY: help install demo smollm2 test test-slow test-all bundles conformance check format format-check lint types contracts clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "make %-13s %s\n", $$1, $$2}'
@@ -34,6 +34,9 @@ test-slow: $(STAMP) ## the slow tests
 
 test-all: $(STAMP) ## every test
 	$(BIN)/python -m pytest
+
+bundles: $(STAMP) ## write the manifests of the plugins (after a change of pyproject.toml)
+	$(BIN)/python -m mcp_server.setup.bundles .
 
 conformance: $(STAMP) ## the official MCP suite, the inspector and Claude Code on our server; needs npm and its registry
 	$(BIN)/python -m tests.conformance.run $(WORDS)

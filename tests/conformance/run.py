@@ -26,7 +26,9 @@ PACKAGES = [
     "@modelcontextprotocol/conformance@0.2.0-alpha.12",
     "@modelcontextprotocol/inspector@2.12.0",
     "@anthropic-ai/claude-code@2.1.197",
+    "@anthropic-ai/mcpb@2.1.2",
 ]
+VALIDATE_PLUGIN = ["claude", "plugin", "validate", ".claude-plugin/plugin.json", "--strict"]
 REVISIONS = ("2025-11-25", "2026-07-28")
 BASELINE = ROOT / "tests" / "conformance" / "baseline.yml"
 
@@ -61,6 +63,8 @@ def checks(environment: dict[str, str]) -> Iterator[tuple[str, bool]]:
     for era in ("legacy", "modern"):
         command = [*inspect, "--protocol-era", era, *list_tools]
         yield f"inspector {era}", run_check(command, environment, quiet=True)
+    yield "Claude Code plugin", run_check(VALIDATE_PLUGIN, environment)
+    yield "MCP bundle", run_check(["mcpb", "validate", "manifest.json"], environment)
     command = [sys.executable, "-m", "pytest", "-q", "-m", "slow", "tests/conformance"]
     yield "Claude Code", run_check(command, environment)
 
@@ -85,7 +89,7 @@ def install(environment: dict[str, str]) -> bool:
     """Install the packages if they are missing, and return whether they are there."""
     if all(
         (INSTALL_DIR / "node_modules" / ".bin" / name).exists()
-        for name in ("node", "conformance", "mcp-inspector", "claude")
+        for name in ("node", "conformance", "mcp-inspector", "claude", "mcpb")
     ):
         return True
     INSTALL_DIR.mkdir(parents=True, exist_ok=True)
