@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     )
     from discovery.methods.heads import attention_patterns, head_kinds, head_weights, interpret_head
     from discovery.methods.patching import patch_sweep
+    from discovery.methods.probes import probe
     from discovery.methods.prompt_run import run_with_cache
     from discovery.methods.readout import direct_logit_attribution, logit_lens
     from discovery.tasks import load_task
@@ -56,6 +57,7 @@ _MODULE_OF = {
     "load_task": "discovery.tasks",
     "logit_lens": "discovery.methods.readout",
     "patch_sweep": "discovery.methods.patching",
+    "probe": "discovery.methods.probes",
     "run_with_cache": "discovery.methods.prompt_run",
     "run_with_edits": "discovery.methods.edits",
     "sae_top_features": "discovery.methods.features",
@@ -84,6 +86,7 @@ __all__ = [
     "load_task",
     "logit_lens",
     "patch_sweep",
+    "probe",
     "run_with_cache",
     "run_with_edits",
     "sae_top_features",

@@ -231,3 +231,50 @@ def draw_head_kinds(scores: Mapping[str, Float[np.ndarray, "layer head"]]) -> by
         axes.set_ylabel("layer", fontsize=8)
     figure.colorbar(grid.flat[0].images[0], ax=grid, label="score", fraction=0.04)
     return to_png(figure)
+
+
+class DrawnProbeCell(Protocol):
+    """A probe at one layer and position."""
+
+    @property
+    def layer(self) -> int: ...
+    @property
+    def position(self) -> int | str: ...
+    @property
+    def accuracy(self) -> DrawnInterval: ...
+    @property
+    def shuffled(self) -> float: ...
+    @property
+    def token(self) -> float: ...
+
+
+def draw_probe(cells: Sequence[DrawnProbeCell], *, title: str) -> bytes:
+    """Draw the accuracy of probes by layer, with its controls: a panel for each position.
+
+    Args:
+        cells: the probes.
+        title: the title above the picture.
+    """
+    positions = list(dict.fromkeys(cell.position for cell in cells))
+    figure = new_figure(7.2, 1.0 + 2.2 * len(positions))
+    panels = figure.subplots(len(positions), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, position in zip(panels, positions, strict=True):
+        column = [cell for cell in cells if cell.position == position]
+        layers = [cell.layer for cell in column]
+        means = [cell.accuracy.mean for cell in column]
+        low = [cell.accuracy.low for cell in column]
+        high = [cell.accuracy.high for cell in column]
+        axes.fill_between(layers, low, high, color=COLOUR_UP, alpha=0.2)
+        axes.plot(layers, means, "o-", color=COLOUR_UP, markersize=3, label="probe")
+        shuffled = [cell.shuffled for cell in column]
+        axes.plot(layers, shuffled, "--", color="#888888", label="shuffled labels")
+        axes.plot(
+            layers, [cell.token for cell in column], ":", color="#333333", label="token alone"
+        )
+        axes.set_ylim(0.0, 1.05)
+        axes.set_ylabel(f"accuracy at {position}", parse_math=False)
+    panels[0].legend(fontsize=8, loc="lower right")
+    panels[0].set_title(escape_for_font(title), fontsize=10, parse_math=False)
+    panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    panels[-1].set_xlabel("layer")
+    return to_png(figure)

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     )
     from discovery.methods.heads import attention_patterns, head_kinds, head_weights, interpret_head
     from discovery.methods.patching import Cell, patch_sweep, top_cells
+    from discovery.methods.probes import probe
     from discovery.methods.prompt_run import run_with_cache, summarise_activation
     from discovery.methods.readout import direct_logit_attribution, logit_lens
     from discovery.report import draw_heatmap
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
         draw_head_kinds,
         draw_lens,
         draw_pattern,
+        draw_probe,
         draw_token_changes,
     )
 
@@ -89,6 +91,7 @@ _MODULES = {
     "draw_heatmap": "discovery.report",
     "draw_lens": "discovery.report.techniques",
     "draw_pattern": "discovery.report.techniques",
+    "draw_probe": "discovery.report.techniques",
     "draw_token_changes": "discovery.report.techniques",
     "edit_features": "discovery.methods.features",
     "estimate_cost": "discovery.agent",
@@ -108,6 +111,7 @@ _MODULES = {
     "open_sae": "discovery.features",
     "patch_sweep": "discovery.methods.patching",
     "plan_load": "discovery.backends.loading.backend_choice",
+    "probe": "discovery.methods.probes",
     "read_free_memory": "discovery.backends.hardware.memory",
     "read_outline": "discovery.backends.loading.outline",
     "release_memory": "discovery.backends.hardware.memory",
@@ -146,6 +150,7 @@ __all__ = [
     "draw_heatmap",
     "draw_lens",
     "draw_pattern",
+    "draw_probe",
     "draw_token_changes",
     "edit_features",
     "estimate_cost",
@@ -166,6 +171,7 @@ __all__ = [
     "pack_safetensors",
     "patch_sweep",
     "plan_load",
+    "probe",
     "read_free_memory",
     "read_outline",
     "release_memory",

@@ -40,6 +40,7 @@ from mcp_server.tools.techniques.head_kinds import head_kinds
 from mcp_server.tools.techniques.head_weights import head_weights
 from mcp_server.tools.techniques.interpret_head import interpret_head
 from mcp_server.tools.techniques.logit_lens import logit_lens
+from mcp_server.tools.techniques.probe import probe
 from mcp_server.tools.techniques.run_with_edits import run_with_edits
 
 __all__ = ["TOOL_SPECS", "ToolSpec", "build_tools", "describe_missing_tools"]
@@ -115,6 +116,7 @@ TOOL_SPECS: tuple[ToolSpec, ...] = (
     ToolSpec(function=head_kinds, title="Which kinds of heads", toolset="techniques"),
     ToolSpec(function=head_weights, title="What a head's weights do", toolset="techniques"),
     ToolSpec(function=interpret_head, title="What does this head do?", toolset="techniques"),
+    ToolSpec(function=probe, title="What can be read where", toolset="techniques"),
     ToolSpec(
         function=sae_top_features,
         title="Top features of an SAE",

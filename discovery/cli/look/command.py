@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 
 from discovery.cli.arguments import Subparsers
-from discovery.cli.look import attention, attribution, edits, heads, interpret, lens, weights
+from discovery.cli.look import attention, attribution, edits, heads, interpret, lens, probe, weights
 
 _ABOUT = """Look at what the parts of a model do on the clean prompts of a task, or on one prompt.
 Nothing is searched and nothing is judged: each technique measures one thing."""
-_TECHNIQUES = (lens, attribution, attention, heads, weights, interpret, edits)
+_TECHNIQUES = (lens, attribution, attention, heads, weights, interpret, probe, edits)
 
 
 def register(commands: Subparsers, parents: list[argparse.ArgumentParser]) -> None:

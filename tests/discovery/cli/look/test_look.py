@@ -122,3 +122,22 @@ def test_what_a_head_does(look: Scout, model_directory: Path, tmp_path: Path) ->
     assert "needed: Lost with its mean output" in known
     assert "Tokens look away from themselves" in not_known
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_probe(look: Scout, model_directory: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "probe.png"
+    task = str(model_directory / "task.jsonl")
+    words = ["--label", "before:A1,C2", "--positions", "A1", "--pairs", "60"]
+    result = look("probe", task, *words, "--figure", str(picture))
+    assert (result.status, result.err) == (0, "")
+    assert "20 random directions of equal " in result.out
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    examples = tmp_path / "examples.jsonl"
+    lines = [{"prompt": [0, 5 + n % 9, 6], "label": "odd" if n % 2 else "even"} for n in range(40)]
+    examples.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    facts = json.loads(look("probe", "--examples", str(examples), "--json").out)
+    assert facts["classes"] == {"even": 20, "odd": 20}
+    assert facts["removal"] is None
+    refused = look("probe", task, "--examples", str(examples))
+    assert refused.status == 2
+    assert "--examples was given with a task or --label" in refused.err
