@@ -40,7 +40,10 @@ EXPECTED_ERRORS = (
     TypeError,
     ValueError,
 )
-REINSTALL_ADVICE = f"Install again, in a fresh environment: python -m pip install {DISTRIBUTION}"
+REINSTALL_ADVICE = (
+    "Install again from the clone, in an environment of its own: "
+    "uv tool install --force --constraints constraints.txt ."
+)
 
 
 @dataclass(frozen=True)
@@ -88,8 +91,7 @@ def check_versions() -> Finding:
         if not requirement.specifier.contains(version, prereleases=True):
             problems.append(f"{requirement.name} is {version}, not {requirement.specifier}")
     if problems:
-        cure = f"Install again: python -m pip install --upgrade {DISTRIBUTION}"
-        return Finding("versions", "failed", "; ".join(problems), cure)
+        return Finding("versions", "failed", "; ".join(problems), REINSTALL_ADVICE)
     own_version = f"{DISTRIBUTION} {metadata.version(DISTRIBUTION)}"
     return Finding("versions", "ok", f"{own_version}; {count} libraries in their ranges")
 

@@ -1,8 +1,8 @@
 """The clients that setup knows: where each keeps its servers, and where it looks for skills.
 
-Each entry cites the client's own documentation. `tests/mcp_server/setup/clients` has an example
-file of each, and `make conformance` reads what setup writes with those clients whose command line
-npm can install.
+Each entry cites the client's own documentation. `tests/mcp_server/setup/examples` has an example
+file of each, and `tests/conformance/test_real_clients.py` lets the command lines of Claude Code,
+Codex and Gemini CLI read what setup writes.
 """
 
 from __future__ import annotations

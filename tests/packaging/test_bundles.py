@@ -82,6 +82,25 @@ def test_nothing_pretends_to_be_published(root: Path) -> None:
         assert not re.search(r"uvx|pypi|github\.com|homepage|repository", text)
 
 
+def test_no_text_installs_from_the_package_index(root: Path) -> None:
+    folders = ("discovery", "mcp_server", "docs", "skills")
+    texts = [root / "README.md", root / "Makefile"]
+    texts += [
+        path
+        for folder in folders
+        for path in (root / folder).rglob("*")
+        if path.suffix in {".py", ".md"}
+    ]
+    promise = re.compile(r"(?:install|uvx|run)(?: -\S+| --\S+)* (?:circuit-scout|\{DISTRIBUTION\})")
+    found = {
+        f"{path.name}: {match[0]}"
+        for path in texts
+        for match in promise.finditer(path.read_text(encoding="utf-8"))
+    }
+    # These install the plugin from a marketplace that was added by its Git address.
+    assert found <= {"setup.md: install circuit-scout"}
+
+
 def test_what_the_plugins_start_exists(
     root: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

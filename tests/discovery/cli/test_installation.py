@@ -83,7 +83,7 @@ def test_a_backend_that_cannot_run_and_one_that_differs(monkeypatch: pytest.Monk
     finding = next(finding for finding in installation.run_checks() if finding.check == "nnsight")
     assert finding.status == "failed"
     assert "It cannot be wrapped." in finding.observation
-    assert "pip install" in (finding.cure or "")
+    assert "uv tool install" in (finding.cure or "")
     monkeypatch.setattr(
         installation, "_bundled_logits", lambda name: [1.0] if name == "nnsight" else refuse(name)
     )
@@ -122,7 +122,7 @@ def test_a_library_that_cannot_be_imported_is_a_finding(
     findings = list(installation.run_checks())
     assert {finding.check for finding in findings if finding.status == "failed"} == failed
     assert all(
-        library in finding.observation and "pip install" in (finding.cure or "")
+        library in finding.observation and "uv tool install" in (finding.cure or "")
         for finding in findings
         if finding.status == "failed"
     )
