@@ -64,8 +64,8 @@ class PairArgument(BaseModel):
 # Stands in the description of a task in place of the schema of a pair, which is ten times as long.
 PAIRS_FORM = (
     'pairs [{"clean": "Ann met Bob. Bob saw", "corrupted": "Ann met Bob. Ann saw", "answer": '
-    '" Ann", "wrong": " Bob"}]: equally many tokens on both sides, one token as answer; lists of '
-    'token ids, sets of answers, "template" and "labels" {"S2": 5} are possible'
+    '" Ann", "wrong": " Bob"}]: equally many tokens on both sides, one token as answer; or '
+    'token ids, sets of answers; "template" and "labels" {"S2": 5} are optional'
 )
 
 

@@ -50,7 +50,7 @@ MIN_TOKENS = 8
 COLUMN_ENTRIES = 2**24  # of the columns of W_U that are multiplied at once
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class HeadWeights:
     """What the weights of a head say.
 
@@ -77,6 +77,14 @@ class HeadWeights:
     writes_to: tuple[Composition, ...]
     warnings: tuple[str, ...]
     cost: MeasurementCost
+
+    def __repr__(self) -> str:
+        """Return one line."""
+        same, chance = self.ov.same_token.value, self.ov.same_token.chance.high
+        return (
+            f"<weights of {self.node} on {self.n_tokens} tokens: OV raises the token itself for "
+            f"{same:.0%} (shuffled: at most {chance:.0%}); largest {self.ov.largest[0]}>"
+        )
 
     def panels(self) -> dict[str, list[tuple[str, float]]]:
         """Return named values by the title of their panel, for a picture."""

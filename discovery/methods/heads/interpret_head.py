@@ -102,7 +102,7 @@ class HeadStatement:
         return f"{self.claim}: {self.value.mean:.2f}{spread}{chance}, p {self.p:.2g}"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class HeadInterpretation:
     """What a head does on a task, as far as it is known.
 
@@ -127,6 +127,10 @@ class HeadInterpretation:
     weights: HeadWeights
     warnings: tuple[str, ...]
     cost: MeasurementCost
+
+    def __repr__(self) -> str:
+        """Return what is known."""
+        return f"<{self.summary}>"
 
     @property
     def known(self) -> tuple[HeadStatement, ...]:

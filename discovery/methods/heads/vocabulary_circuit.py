@@ -177,7 +177,7 @@ def eigenvalue_share(centred: CircuitFactors, shuffled: Int[Tensor, "row draw"])
     products = [
         centred.columns[:, shuffled[has_column, draw]] @ rows for draw in range(shuffled.shape[1])
     ]
-    values = torch.linalg.eigvals(torch.stack(products).double().cpu())
+    values = torch.linalg.eigvals(torch.stack(products).cpu().double())
     shares = values.real.sum(1) / values.abs().sum(1).clamp(min=torch.finfo(torch.float64).tiny)
     return _beside_chance(shares, shares.abs())
 
@@ -209,19 +209,15 @@ def _count_tails(
     upper = -(-rows).kthvalue(first_outside, 1, keepdim=True).values
     lower = rows.kthvalue(first_outside, 1, keepdim=True).values
     counts = torch.stack([(entries > upper).sum(0), (entries < lower).sum(0)])
-    return counts.double().cpu()
+    return counts.cpu().double()
 
 
 def _row_extremes(block: Float[Tensor, "row column"]) -> Float[Tensor, "side row two"]:
     """Return the largest and the smallest entry of each row, each with its column."""
-    largest = block.max(1)
-    smallest = block.min(1)
-    return torch.stack(
-        [
-            torch.stack([largest.values.double(), largest.indices.double()], 1),
-            torch.stack([smallest.values.double(), smallest.indices.double()], 1),
-        ]
-    ).cpu()
+    sides = []
+    for values, indices in (block.max(1), block.min(1)):
+        sides.append(torch.stack([values.cpu().double(), indices.cpu().double()], 1))
+    return torch.stack(sides)
 
 
 def _list_extremes(

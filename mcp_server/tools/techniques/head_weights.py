@@ -98,7 +98,7 @@ async def head_weights(
     Use it to see what a head would do with any token, and to find copying heads and the parts of
     an induction circuit. Not as a proof: weights do not say where the head looks
     (attention_patterns) or whether it matters (ablate_heads); interpret_head does all of it. Cost:
-    no pass over prompts; seconds, more with a large vocabulary.
+    no pass over prompts; half a minute on a core for 270 heads and 49,000 tokens.
 
     Example: head_weights(model_id="bundled", node="a2.h0").
     """

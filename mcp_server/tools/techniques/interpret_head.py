@@ -14,8 +14,9 @@ from mcp_server.tools.arguments import (
     MetricChoice,
     ModelId,
     PairCount,
+    PairList,
     Seed,
-    TaskSource,
+    TaskName,
     ToolContext,
 )
 from mcp_server.tools.measurement import Measurement, run_measurement
@@ -73,7 +74,7 @@ async def interpret_head(
     context: ToolContext,
     model_id: ModelId,
     node: HeadName,
-    task: TaskSource,
+    task: Annotated[TaskName | PairList, Field(description="As in check_task.")],
     metric: MetricChoice = None,
     controls: Annotated[int, Field(description="Random heads to compare with.", ge=1, le=200)] = 19,
     pairs: PairCount = DEFAULT_PAIRS,

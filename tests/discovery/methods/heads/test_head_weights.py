@@ -115,6 +115,9 @@ def test_the_heads_of_a_known_model(tmp_path, backend):
     assert found.ov.same_token.p == 1 / (1 + circuits.PERMUTATIONS)
     assert found.ov.eigenvalue_share.value > 0.99 > found.ov.eigenvalue_share.chance.high
     assert all(pair.row == pair.column for pair in found.ov.largest)
+    assert repr(found).startswith(
+        "<weights of a1.h1 on 25 tokens: OV raises the token itself for 96%"
+    )
     best = found.reads_from[0]
     assert (best.writer, best.kind) == ("a0.h2", "k")
     assert best.p < 1e-6

@@ -58,6 +58,7 @@ def test_an_induction_head(found):
         assert statement.value.low <= statement.value.mean <= statement.value.high
         assert str(statement) in found.summary
     assert found.weights.reads_from[0].writer == "a0.h2"
+    assert repr(found) == f"<{found.summary}>"
 
 
 def test_numbers_are_those_of_the_tools(known, found):
