@@ -28,7 +28,7 @@ from discovery.graph import EvidenceAblation
 from discovery.methods.ablation import NodeSet
 from discovery.sites import Node
 
-MAX_SINGLES = 4  # weak nodes that are tried alone if the weakest one cannot go
+MAX_SINGLES = 4  # weak nodes that are tried alone if the first one cannot go
 MAX_ROUNDS = 40
 MAX_SCREENED_EXCESS = 0.1  # a set that misses (a) and (b) by more on a few pairs is out
 MIN_GROUP_SHARE = 0.05  # if a smaller part of over 20 nodes goes in a round, the descent ends
@@ -95,7 +95,7 @@ class Descent:
                 return
 
     def _choose_group(self) -> NodeSet:
-        """Return a large group of the weakest nodes that can go; empty if none can."""
+        """Return a large group of weak nodes that can go together; empty if none can."""
         drops = self._measure_drops(self.circuit - self.required)
         weak = self._sort_weak(drops)
         if not weak:
@@ -157,7 +157,7 @@ class Descent:
         }
 
     def _find_largest_group(self, weak: Sequence[Node]) -> NodeSet:
-        """Return about as many of the weakest nodes as can go together, found by bisection."""
+        """Return about as many of the first weak nodes as can go together, found by bisection."""
         most = len(weak) - (len(weak) == len(self.circuit))
         low, high = 0, most + 1  # the first `low` nodes can go
         size = most
@@ -172,7 +172,7 @@ class Descent:
         return frozenset(weak[:low])
 
     def _find_others(self, weak: Sequence[Node], drops: Drops) -> NodeSet:
-        """Return weak nodes that can go though the weakest one cannot; empty if there are none.
+        """Return weak nodes that can go though the first one cannot; empty if there are none.
 
         Only nodes are tried without which f should stay within the bounds by their own drops.
         """
