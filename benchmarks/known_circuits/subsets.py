@@ -12,7 +12,10 @@ from dataclasses import dataclass
 
 import torch
 
-from benchmarks.known_circuits.subset_conditions import ConditionsBySubset
+from benchmarks.known_circuits.subset_conditions import (
+    ConditionsBySubset,
+    find_passing_sets,
+)
 from benchmarks.methods.evaluator import new_evaluator
 from discovery.backends.base import Backend
 from discovery.graph import EVIDENCE_ABLATIONS, EvidenceAblation
@@ -42,14 +45,12 @@ class SubsetTable:
         return max(abs(1 - self.f_of(circuit, ablation)) for ablation in EVIDENCE_ABLATIONS)
 
     def passing_sets(self) -> list[NodeSet]:
-        """Return every set that meets (a) to (d) under both ablations, the smallest first."""
+        """Return every set that meets (a) to (d), the smallest first."""
         names = [str(node) for node in self.nodes]
-        passing_by_ablation = [
-            set(ConditionsBySubset(names, self.f[ablation]).passing_sets())
-            for ablation in EVIDENCE_ABLATIONS
-        ]
-        passing_both = set.intersection(*passing_by_ablation)
-        circuits = [frozenset(map(Node.parse, circuit)) for circuit in passing_both]
+        passing = find_passing_sets(
+            [ConditionsBySubset(names, self.f[ablation]) for ablation in EVIDENCE_ABLATIONS]
+        )
+        circuits = [frozenset(map(Node.parse, circuit)) for circuit in passing]
         return sorted(circuits, key=lambda circuit: (len(circuit), sorted(circuit)))
 
 
