@@ -243,44 +243,16 @@ def measure_drop_shares(
     reaches δ is not tried further, so its share is a lower bound. Shares near 1 are measured again
     on all pairs: the largest drop of many contexts is too large on the pairs that chose it.
     """
-    nodes = sorted(circuit)
-    needed = {
-        ablation: minimal_drop(fit[ablation].faithfulness, len(nodes)) for ablation in functions
-    }
-    largest = {v: DropShare(share=0.0, context=frozenset()) for v in nodes}
-
-    def short_of(share: float) -> list[Node]:
-        return [v for v in nodes if largest[v].share < share]
-
-    def measure(
-        jobs: Sequence[tuple[Node, NodeSet]], pairs: int | None = CONTEXT_PAIRS
-    ) -> list[DropShare]:
-        """Return the drop of each node in its context, the larger of both ablations."""
-        shares = [0.0] * len(jobs)
-        for ablation, f in functions.items():
-            drops = _measure_drops(f, circuit, jobs, pairs)
-            delta = needed[ablation]
-            of_ablation = [drop / delta if delta else 0.0 for drop in drops]
-            shares = [max(pair) for pair in zip(shares, of_ablation, strict=True)]
-        return [
-            DropShare(share=share, context=context)
-            for share, (_, context) in zip(shares, jobs, strict=True)
-        ]
-
-    def try_contexts(jobs: Sequence[tuple[Node, NodeSet]]) -> None:
-        for (v, _), drop in zip(jobs, measure(jobs), strict=True):
-            if drop.share > largest[v].share:
-                largest[v] = drop
-
-    try_contexts([(v, frozenset()) for v in nodes])
+    shares = _DropShares(functions, circuit, fit)
+    shares.try_contexts([(v, frozenset()) for v in sorted(circuit)])
     known = {
         v: {k & circuit - {v} for k in contexts.get(v, ())}
-        for v in short_of(WITH_MARGIN.drop_share)
+        for v in shares.short_of(WITH_MARGIN.drop_share)
     }
-    try_contexts([(v, context) for v, of_v in known.items() for context in of_v if context])
-    unknown = [v for v in short_of(PLAIN.drop_share) if v not in searched]
-    chosen = choose_contexts(functions, circuit, needed, unknown)
-    try_contexts(
+    shares.try_contexts([(v, context) for v, of_v in known.items() for context in of_v if context])
+    unknown = [v for v in shares.short_of(PLAIN.drop_share) if v not in searched]
+    chosen = choose_contexts(functions, circuit, shares.needed, unknown)
+    shares.try_contexts(
         [
             (v, drop.context)
             for by_node in chosen.values()
@@ -288,9 +260,55 @@ def measure_drop_shares(
             if drop.context
         ]
     )
-    near = [(v, drop.context) for v, drop in largest.items() if _is_near(drop.share)]
-    largest.update(zip([v for v, _ in near], measure(near, None), strict=True))
-    return largest
+    shares.measure_near()
+    return shares.largest
+
+
+class _DropShares:
+    """The largest drop of each node of a circuit until now, as a share of δ.
+
+    Attributes:
+        largest: the drops.
+        needed: δ under each ablation.
+    """
+
+    def __init__(self, functions: SearchFunctions, circuit: NodeSet, fit: FitByAblation) -> None:
+        self.largest = {v: DropShare(share=0.0, context=frozenset()) for v in sorted(circuit)}
+        self.needed = {
+            ablation: minimal_drop(fit[ablation].faithfulness, len(circuit))
+            for ablation in functions
+        }
+        self._functions = functions
+        self._circuit = circuit
+
+    def short_of(self, share: float) -> list[Node]:
+        """Return the nodes with a smaller share."""
+        return [v for v, drop in self.largest.items() if drop.share < share]
+
+    def try_contexts(self, jobs: Sequence[tuple[Node, NodeSet]]) -> None:
+        """Measure nodes in contexts, and keep what is larger than before."""
+        for (v, _), drop in zip(jobs, self._measure(jobs, CONTEXT_PAIRS), strict=True):
+            if drop.share > self.largest[v].share:
+                self.largest[v] = drop
+
+    def measure_near(self) -> None:
+        """Measure the shares near 1 on all pairs, each in its context."""
+        near = [(v, drop.context) for v, drop in self.largest.items() if _is_near(drop.share)]
+        for (v, _), drop in zip(near, self._measure(near, None), strict=True):
+            self.largest[v] = drop
+
+    def _measure(self, jobs: Sequence[tuple[Node, NodeSet]], pairs: int | None) -> list[DropShare]:
+        """Return the drop of each node in its context, the larger of both ablations."""
+        shares = [0.0] * len(jobs)
+        for ablation, f in self._functions.items():
+            drops = _measure_drops(f, self._circuit, jobs, pairs)
+            delta = self.needed[ablation]
+            of_ablation = [drop / delta if delta else 0.0 for drop in drops]
+            shares = [max(pair) for pair in zip(shares, of_ablation, strict=True)]
+        return [
+            DropShare(share=share, context=context)
+            for share, (_, context) in zip(shares, jobs, strict=True)
+        ]
 
 
 def _is_near(share: float) -> bool:
