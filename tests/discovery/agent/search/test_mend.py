@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from benchmarks.known_circuits.subset_conditions import ConditionsBySubset
 from discovery.agent.search import descend
@@ -23,6 +26,7 @@ from discovery.agent.search.faults import (
 from discovery.agent.search.fit import PLAIN, WITH_MARGIN
 from discovery.agent.search.mend import MAX_EXAMINED_SETS, Mending
 from discovery.errors import BudgetError
+from discovery.graph import EVIDENCE_ABLATIONS
 from discovery.methods.ablation import NodeSet
 from discovery.sites import Node, head
 from tests.discovery.agent.search.set_functions import (
@@ -111,6 +115,27 @@ def test_a_node_is_unneeded_if_no_context_reaches_delta(rows: list[list[float]])
             if len(nodes) <= 3:  # of four nodes, the greedy contexts are not all
                 reaches = largest >= WITH_MARGIN.drop_share
                 assert (checked.drop_shares[v] >= WITH_MARGIN.drop_share) == reaches
+
+
+def test_shares_near_the_bound_are_measured_on_all_pairs() -> None:
+    """The second head has a drop of 0.022 on the first pairs, and of 0.016 on all."""
+
+    class LuckyPairs(SyntheticFaithfulness):
+        def __call__(
+            self, sets: Sequence[NodeSet], label: str = "ablation", pairs: int | None = None
+        ) -> Tensor:
+            luck = 0.006 if pairs is not None and pairs < self.n_pairs else 0.0
+            added = torch.tensor([luck * (head(0, 1) in kept) for kept in sets])
+            return super().__call__(sets, label) + added
+
+    effects = {head(0, 0): 0.984, head(0, 1): 0.016}
+    f: Any = {
+        ablation: LuckyPairs(effects, lambda kept: sum(effects[v] for v in kept), n_pairs=64)
+        for ablation in EVIDENCE_ABLATIONS
+    }
+    faults = find_faults(f, frozenset(effects), 0)
+    shares = add_drop_shares(f, frozenset(effects), faults).drop_shares
+    assert shares[head(0, 1)] == pytest.approx(0.016 / 0.02)
 
 
 def largest_share(f: Any, nodes: NodeSet, v: Node, faithfulness: float) -> float:
