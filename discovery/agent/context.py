@@ -206,6 +206,16 @@ class RunContext:
         """Write a decision within a stage. A run does not resume from it."""
         self._write(_event(stage, "decision", measured, concluded, why))
 
+    def write_preview(
+        self, state: State, stage: str, measured: Measurements, concluded: str, why: str
+    ) -> None:
+        """Write what a stage that is not finished has found until now.
+
+        It is shown as a finished stage is. A run that resumes does the stage again.
+        """
+        event = _event(stage, "preview", measured, concluded, why)
+        self._write(event | self._describe_progress(state))
+
     def write_search_decision(
         self, state: State, measured: Measurements, concluded: str, why: str
     ) -> None:

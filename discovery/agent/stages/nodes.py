@@ -38,29 +38,46 @@ def rank_nodes(state: State, context: RunContext) -> State:
     """Rank the universe by |noising| + |denoising|: one direction alone misses an OR."""
     evaluator = context.evaluator("discovery").first(RANKING_PAIRS)
     noising, denoising = measure_both_directions(context, evaluator.engine, "nodes")
-    by_mean = _measure_by_mean(context, evaluator, noising.nodes)
-    by_node = add_intervals(evaluator.engine, noising, denoising)
-    ranking = sort_by_effect(combine_directions(noising, denoising), by_mean)
-    names = [str(node) for node in ranking]
-    measured = {
-        name: {
-            "noising": mean_of(by_node[name].noising),
-            "denoising": mean_of(by_node[name].denoising),
-        }
-        for name in names[:MAX_LISTED_NODES]
-    }
-    return context.finish_stage(
-        state.with_changes(
-            ranking=tuple(names),
-            effects=by_node,
-            evidence=dict.fromkeys(names, ("nodes-noising", "nodes-denoising", "nodes-mean")),
-        ),
-        "heads",
-        measured,
-        f"largest effects: {', '.join(node.label for node in ranking[:MAX_LISTED_NODES])}",
-        "|noising| + |denoising| of each node alone, at all positions, by resample ablation; by "
-        f"mean ablation if neither reaches {thresholds.MIN_DROP}; on {len(evaluator.engine)} pairs",
+    by_resample = combine_directions(noising, denoising)
+    state = state.with_changes(effects=add_intervals(evaluator.engine, noising, denoising))
+    why = (
+        "|noising| + |denoising| of each node alone, at all positions, on "
+        f"{len(evaluator.engine)} pairs, by resample ablation"
     )
+    first = sort_by_effect(by_resample)
+    context.write_preview(
+        _add_ranking(state, first, ("nodes-noising", "nodes-denoising")),
+        "heads",
+        _describe_largest(state, first),
+        f"largest effects until now: {_list_largest(first)}",
+        f"{why}; mean ablation is still to come",
+    )
+    ranking = sort_by_effect(by_resample, _measure_by_mean(context, evaluator, noising.nodes))
+    return context.finish_stage(
+        _add_ranking(state, ranking, ("nodes-noising", "nodes-denoising", "nodes-mean")),
+        "heads",
+        _describe_largest(state, ranking),
+        f"largest effects: {_list_largest(ranking)}",
+        f"{why}; by mean ablation if neither reaches {thresholds.MIN_DROP}",
+    )
+
+
+def _add_ranking(state: State, ranking: Sequence[Node], evidence: tuple[str, ...]) -> State:
+    names = tuple(str(node) for node in ranking)
+    return state.with_changes(ranking=names, evidence=dict.fromkeys(names, evidence))
+
+
+def _describe_largest(state: State, ranking: Sequence[Node]) -> dict[str, dict[str, float | None]]:
+    """Return both effects of the first nodes of a ranking."""
+    effects = {str(node): state.effects[str(node)] for node in ranking[:MAX_LISTED_NODES]}
+    return {
+        name: {"noising": mean_of(effect.noising), "denoising": mean_of(effect.denoising)}
+        for name, effect in effects.items()
+    }
+
+
+def _list_largest(ranking: Sequence[Node]) -> str:
+    return ", ".join(node.label for node in ranking[:MAX_LISTED_NODES])
 
 
 def measure_both_directions(

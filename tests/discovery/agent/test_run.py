@@ -105,6 +105,24 @@ def test_stopped_in_the_middle_of_a_stage_it_measures_the_stage_again(
     assert is_same_circuit(resume(stopped.value.run_id, runs_dir=tmp_path), finished_run)
 
 
+def test_a_ranking_by_resample_ablation_is_shown_before_the_mean_is_measured(
+    model_and_task: tuple[Backend, Task], finished_run: DiscoveryResult, tmp_path: Path
+) -> None:
+    def stop_at_the_preview(event: Mapping[str, Any]) -> None:
+        if event["kind"] == "preview":
+            raise Interrupted("stopped by the test")
+
+    with pytest.raises(Interrupted) as stopped:
+        discover(*model_and_task, runs_dir=tmp_path, on_event=stop_at_the_preview)
+    run = open_run(tmp_path, str(stopped.value.run_id))
+    assert run.array_ids() == ["nodes-denoising", "nodes-noising"]
+    final = read_ranking(open_run(finished_run.path.parent, finished_run.run_id).events())
+    ranking = read_ranking(run.events())
+    assert {node.node for node in ranking} == {node.node for node in final}
+    assert ranking[0].node == final[0].node
+    assert is_same_circuit(resume(run.id, runs_dir=tmp_path), finished_run)
+
+
 def read_costs(run: Run, stage: str) -> list[float]:
     """Return what a run had spent at each event of a stage that says so."""
     events = [event for event in run.events() if event["stage"] == stage]
