@@ -6,38 +6,37 @@ not measure them again.
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from discovery.agent.budget import BudgetPlan
-from discovery.agent.saved_run import RunSettings, save_reference
+from discovery.agent.saved.measured_sets import (
+    HELDOUT_SETS,
+    restore_set_metrics,
+    restore_single_ablations,
+    save_set_metrics,
+)
+from discovery.agent.saved.run_folder import RunSettings, save_reference
 from discovery.agent.state import State
 from discovery.backends.base import Backend
 from discovery.backends.hardware.memory import read_peak_memory
 from discovery.engine import Engine, Meter, ReferenceMeans, new_reference
 from discovery.evaluation import SplitEvaluator, settle_reference
-from discovery.graph import EVIDENCE_ABLATIONS, EvidenceAblation, RulesVersion
+from discovery.graph import RulesVersion
 from discovery.methods.ablation import NodeSet
-from discovery.sites import MetricName, Node, Universe
+from discovery.sites import MetricName, Universe
 from discovery.store import OnEvent, Run
 from discovery.tasks.task import SplitName, Task
 
 SEARCH_PAIRS = 64  # discovery pairs that the search uses
 SAVE_SECONDS = 60  # between two savings of what a search has measured
-SINGLE_ABLATIONS: Mapping[EvidenceAblation, str] = {
-    "resample": "nodes-noising",
-    "mean": "nodes-mean",
-}
-"""The arrays that hold the metric with each single node ablated."""
 MAX_DESCRIPTION_PAIRS = 16
 """The discovery pairs on which sweeps by position and edges are measured."""
 
@@ -166,7 +165,7 @@ class RunContext:
         """Return the evaluator of a split, which is made when it is first asked for."""
         if split not in self._evaluators:
             task = self.task.discovery if split == "discovery" else self.task.heldout
-            self._evaluators[split] = SplitEvaluator.of(
+            evaluator = SplitEvaluator.of(
                 self.model,
                 task,
                 self.universe,
@@ -177,6 +176,9 @@ class RunContext:
                 rules=self.settings.rules,
                 reference=self.reference,
             )
+            if split == "heldout":
+                restore_set_metrics(self.run, evaluator, HELDOUT_SETS)
+            self._evaluators[split] = evaluator
         return self._evaluators[split]
 
     @property
@@ -263,6 +265,20 @@ class RunContext:
         save_set_metrics(self.run, self.search_evaluator)
         self._saved_at = time.monotonic()
 
+    def save_heldout_sets(self, state: State, condition: str) -> None:
+        """Keep what the circuit was judged by until now, unless that was done a moment ago."""
+        if time.monotonic() - self._saved_at < SAVE_SECONDS:
+            return
+        save_set_metrics(self.run, self.evaluator("heldout"), HELDOUT_SETS)
+        self.save_set_metrics()  # the contexts of (d) were chosen on the pairs of the search
+        self.write_preview(
+            state,
+            "validate",
+            {},
+            f"{condition} measured",
+            "the circuit is judged when all conditions are measured",
+        )
+
     def save_arrays(
         self,
         result_id: str,
@@ -290,88 +306,4 @@ def _event(
         "measured": measured,
         "concluded": concluded,
         "why": why,
-    }
-
-
-def join_names(names: Iterable[object]) -> str:
-    """Return nodes, edges or positions as the metadata of an array lists them."""
-    return ",".join(map(str, names))
-
-
-def split_names(text: str) -> list[str]:
-    """Return the names that `join_names` joined."""
-    return text.split(",")
-
-
-def save_set_metrics(run: Run, evaluator: SplitEvaluator) -> None:
-    """Write arrays/sets-<ablation>.safetensors: the metric of each measured set.
-
-    `whole` holds the sets that were measured on all pairs, `parts` those measured on the first
-    pairs only, with NaN for the others; both are [set pair].
-    """
-    for ablation, f in evaluator.measured_f_by_ablation.items():
-        whole, parts = f.set_metric.measurements()
-        arrays = {"whole": _stack_metrics(whole).numpy(), "parts": _stack_metrics(parts).numpy()}
-        run.save_arrays(
-            f"sets-{ablation}",
-            arrays,
-            metadata={"whole": _format_sets(whole), "parts": _format_sets(parts)},
-        )
-
-
-def restore_set_metrics(run: Run, evaluator: SplitEvaluator) -> None:
-    """Give the evaluator what an earlier process of the run measured."""
-    result_ids = set(run.array_ids())
-    for ablation in EVIDENCE_ABLATIONS:
-        result_id = f"sets-{ablation}"
-        if result_id not in result_ids:
-            continue
-        arrays = run.load_arrays(result_id)
-        sets = run.array_metadata(result_id)
-        whole, parts = (
-            # Version 1 searched on all discovery pairs, of which these are the first.
-            _parse_sets(sets[kind], torch.from_numpy(arrays[kind])[:, : len(evaluator.engine)])
-            for kind in ("whole", "parts")
-        )
-        evaluator.f(ablation).set_metric.restore(whole, parts)
-
-
-def restore_single_ablations(run: Run, evaluator: SplitEvaluator, rules: RulesVersion) -> None:
-    """Give the evaluator what the ranking measured: the universe without each node, on few pairs.
-
-    The ranking uses the first of the same pairs. Under version 1 of the rules its means are those
-    of its own pairs, so that they cannot be mixed with the means of all pairs of the search.
-    """
-    for ablation, result_id in SINGLE_ABLATIONS.items():
-        if result_id not in run.array_ids() or (ablation == "mean" and rules == 1):
-            continue
-        arrays = run.load_arrays(result_id)
-        if "per_pair" not in arrays:
-            continue  # a run of an earlier version, which kept only the means over pairs
-        f = evaluator.f(ablation)
-        by_pair = torch.from_numpy(arrays["per_pair"])
-        nodes = map(Node.parse, split_names(run.array_metadata(result_id)["nodes"]))
-        on_first_pairs = {
-            f.everything - {node}: values for node, values in zip(nodes, by_pair.T, strict=True)
-        }
-        f.set_metric.restore({}, on_first_pairs)
-
-
-def _stack_metrics(sets: dict[NodeSet, Tensor]) -> Float[Tensor, "set pair"]:
-    if not sets:
-        return torch.zeros(0, 0)
-    rows = [values.float().cpu() for values in sets.values()]
-    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=math.nan)
-
-
-def _format_sets(sets: dict[NodeSet, Tensor]) -> str:
-    return ";".join(join_names(sorted(nodes)) for nodes in sets)
-
-
-def _parse_sets(text: str, values: Float[Tensor, "set pair"]) -> dict[NodeSet, Tensor]:
-    if not len(values):
-        return {}
-    return {
-        frozenset(Node.parse(name) for name in split_names(names) if name): row[~row.isnan()]
-        for names, row in zip(text.split(";"), values, strict=True)
     }

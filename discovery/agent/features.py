@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from discovery.agent.outputs import save_page
-from discovery.agent.saved_run import read_saved_task, read_settings, reload_model_and_task
+from discovery.agent.saved.run_folder import read_saved_task, read_settings, reload_model_and_task
 from discovery.backends.base import Backend
 from discovery.errors import StoreError
 from discovery.features import SAE, open_sae

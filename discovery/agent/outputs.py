@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from discovery.agent.context import RunContext, split_names
+from discovery.agent.context import RunContext
+from discovery.agent.saved.measured_sets import split_names
 from discovery.agent.stages.position_sweeps import describe_saved_sweep
 from discovery.agent.state import State
 from discovery.backends.info import ModelInfo

@@ -13,7 +13,6 @@ from typing import Any, get_args
 
 from discovery.agent.budget import NEEDED_STAGES
 from discovery.agent.context import RunContext
-from discovery.agent.damage import repair_arrays
 from discovery.agent.extension import find_missing_stages, reopen
 from discovery.agent.outputs import save_interim_record, write_record
 from discovery.agent.planning import (
@@ -24,7 +23,8 @@ from discovery.agent.planning import (
     plan_stages,
     use_plan,
 )
-from discovery.agent.saved_run import (
+from discovery.agent.saved.damage import repair_arrays
+from discovery.agent.saved.run_folder import (
     RunSettings,
     describe_pairs,
     read_last_state,
@@ -229,7 +229,7 @@ def resume_open_run(
         on_event: as in `discover`.
         on_outlook: as in `discover`.
 
-    Damaged arrays are measured again (see `agent.damage`), which is found before the model is
+    Damaged arrays are measured again (see `agent.saved.damage`), which is found before the model is
     loaded.
 
     Raises:

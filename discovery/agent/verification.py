@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from discovery.agent.saved_run import read_last_state, read_settings, reload_model_and_task
+from discovery.agent.saved.run_folder import read_last_state, read_settings, reload_model_and_task
 from discovery.agent.stages.verdict import find_undefined
 from discovery.backends.base import Backend
 from discovery.engine import Meter

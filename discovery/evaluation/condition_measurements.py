@@ -70,6 +70,7 @@ def measure_conditions(
     ranking: Sequence[Node],
     seed: int,
     rules: RulesVersion = RULES_VERSION,
+    on_condition: Callable[[str], None] | None = None,
 ) -> ConditionMeasurements:
     """Measure conditions (a) to (e) of a frozen circuit.
 
@@ -80,13 +81,14 @@ def measure_conditions(
         ranking: all nodes, largest effect first.
         seed: of what is drawn at random.
         rules: the version of the rules.
+        on_condition: called with each condition that was measured, under version 2.
     """
     if rules == 1:
         evidence, cut_short = version_1.measure_conditions(heldout, search, circuit, ranking, seed)
         minimality = None
     else:
         measurement = _Measurement(heldout, search, circuit, ranking, seed)
-        cut_short = measurement.run()
+        cut_short = measurement.run(on_condition)
         evidence, minimality = measurement.evidence, measurement.minimality
     tests: Mapping[str, Json] = {}
     if cut_short is None:
@@ -119,7 +121,7 @@ class _Measurement:
         self._ranking = ranking
         self._seed = seed
 
-    def run(self) -> str | None:
+    def run(self, on_condition: Callable[[str], None] | None) -> str | None:
         """Measure one condition after the other; return the first one the budget did not reach."""
         steps: Mapping[str, Callable[[], None]] = {
             "(a) and (b)": self._measure_faithfulness,
@@ -132,6 +134,8 @@ class _Measurement:
                 measure()
             except BudgetError:
                 return condition
+            if on_condition is not None:
+                on_condition(condition)
         return None
 
     def _measure_faithfulness(self) -> None:

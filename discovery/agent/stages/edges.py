@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 import torch
 
-from discovery.agent.context import RunContext, join_names
+from discovery.agent.context import RunContext
+from discovery.agent.saved.measured_sets import join_names
 from discovery.agent.stages.position_sweeps import max_description_cost
 from discovery.agent.state import State
 from discovery.engine import Engine

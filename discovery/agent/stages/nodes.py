@@ -9,7 +9,8 @@ from collections.abc import Collection, Sequence
 
 import torch
 
-from discovery.agent.context import RunContext, join_names
+from discovery.agent.context import RunContext
+from discovery.agent.saved.measured_sets import join_names
 from discovery.agent.state import State
 from discovery.engine import Engine
 from discovery.evaluation import (

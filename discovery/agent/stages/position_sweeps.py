@@ -17,7 +17,8 @@ import numpy as np
 from jaxtyping import Bool
 from torch import Tensor
 
-from discovery.agent.context import RunContext, join_names
+from discovery.agent.context import RunContext
+from discovery.agent.saved.measured_sets import join_names
 from discovery.agent.state import State
 from discovery.backends.info import ModelInfo
 from discovery.evaluation import thresholds

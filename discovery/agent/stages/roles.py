@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from discovery.agent.context import RunContext, join_names
+from discovery.agent.context import RunContext
+from discovery.agent.saved.measured_sets import join_names
 from discovery.agent.state import State
 from discovery.evaluation import thresholds
 from discovery.graph import Effect, RoleMeasurement

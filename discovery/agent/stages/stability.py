@@ -17,7 +17,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from discovery.agent.budget import STABILITY_SHARE
-from discovery.agent.context import RunContext, split_names
+from discovery.agent.context import RunContext
+from discovery.agent.saved.measured_sets import split_names
 from discovery.agent.search.decision import ignore_decision
 from discovery.agent.search.fit import (
     PLAIN,

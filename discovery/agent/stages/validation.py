@@ -35,7 +35,13 @@ def validate(state: State, context: RunContext) -> State:
     discovery_evidence = search.measure_circuit(circuit)
     contexts_on = search if context.rules == 1 else context.search_evaluator
     conditions = measure_conditions(
-        heldout, contexts_on, circuit, state.ranked_nodes, context.seed, context.rules
+        heldout,
+        contexts_on,
+        circuit,
+        state.ranked_nodes,
+        context.seed,
+        context.rules,
+        on_condition=lambda condition: context.save_heldout_sets(state, condition),
     )
     splits = _add_evidence(state, discovery_evidence, conditions)
     evaluation = Evaluation(

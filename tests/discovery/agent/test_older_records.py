@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from discovery.agent import resume, verify_run
-from discovery.agent.saved_run import read_last_state, read_settings
+from discovery.agent.saved.run_folder import read_last_state, read_settings
 from discovery.graph import CircuitGraph
 from discovery.store import open_run
 from tests.discovery.cli.conftest import CommandResult, scout  # noqa: F401  (a fixture)

@@ -16,7 +16,7 @@ from discovery import discover, load_model, load_task
 from discovery.agent import DiscoveryResult, context, resume, verify_run
 from discovery.agent.budget import STABILITY_SHARE
 from discovery.agent.cost_estimate import StageEstimator
-from discovery.agent.saved_run import read_settings
+from discovery.agent.saved.run_folder import read_settings
 from discovery.agent.stages import STAGES, behaviour, edges, stability
 from discovery.agent.stages.stability import ResampleSearch
 from discovery.backends.base import Backend
@@ -155,6 +155,29 @@ def test_a_search_that_is_stopped_keeps_what_it_measured_and_what_that_cost(
     assert 0 < costs["runs"] < costs["without"]
     (candidate,) = read_costs(open_run(tmp_path / "runs", run_id), "candidate")
     assert first > candidate, "what the decision cost stays counted"
+
+
+def test_a_judgement_that_is_stopped_goes_on_with_the_conditions_that_are_left(
+    model_and_task: tuple[Backend, Task],
+    finished_run: DiscoveryResult,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def stop_after_minimality(event: Mapping[str, Any]) -> None:
+        if event["concluded"] == "(d) measured":
+            raise Interrupted("stopped by the test")
+
+    monkeypatch.setattr(context, "SAVE_SECONDS", 0)
+    with pytest.raises(Interrupted) as stopped:
+        discover(*model_and_task, runs_dir=tmp_path, on_event=stop_after_minimality)
+    run_id = str(stopped.value.run_id)
+    assert is_same_circuit(resume(run_id, runs_dir=tmp_path), finished_run)
+    run = open_run(tmp_path, run_id)
+    whole = open_run(finished_run.path.parent, finished_run.run_id)
+    *_, stopped_at = read_costs(open_run(tmp_path, run_id), "validate")[:3]
+    (mended, judged) = (read_costs(whole, stage)[-1] for stage in ("mend", "validate"))
+    spent_again = read_costs(run, "validate")[-1] - stopped_at
+    assert spent_again < judged - mended, "(a) to (d) are not measured again"
 
 
 def test_the_same_seed_gives_the_same_record(

@@ -19,7 +19,7 @@ from benchmarks.random_models.tiny_models import (
     save_native,
 )
 from discovery.agent import discover, resume
-from discovery.agent.saved_run import read_settings
+from discovery.agent.saved.run_folder import read_settings
 from discovery.backends.base import Batch
 from discovery.backends.loading.load import load_model
 from discovery.errors import MeasurementError, ModelError, SiteError

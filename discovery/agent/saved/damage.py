@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from discovery.agent.saved_run import read_states
+from discovery.agent.saved.run_folder import read_states
 from discovery.agent.state import State
 from discovery.store import FileDamage, OnEvent, Run
 

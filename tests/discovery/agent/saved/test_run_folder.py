@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from discovery.agent.saved_run import describe_pairs, read_saved_task, save_reference
+from discovery.agent.saved.run_folder import describe_pairs, read_saved_task, save_reference
 from discovery.store import ModelSource, Run, create_run
 from discovery.tasks import load_task
 from discovery.tasks.task import Task
