@@ -23,7 +23,10 @@ import random
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+from jaxtyping import Float
 from scipy import stats
+from torch import Tensor
 
 from discovery.evaluation import thresholds
 from discovery.evaluation.faithfulness import Faithfulness
@@ -86,8 +89,8 @@ def measure_differences(
         label: names the work for progress and errors.
         pairs: the number of pairs; None means all.
         relative_to: two sets whose difference is measured on all pairs. If the other differences
-            share most of their noise with it, a few pairs show what is left. Its standard error is
-            added to that of the rest.
+            share most of their noise with it, a few pairs show what is left. The standard error is
+            that of the sum of both.
 
     Raises:
         BudgetError: if the budget does not reach that far.
@@ -97,24 +100,54 @@ def measure_differences(
     sets = [node_set for pair in pairs_of_sets for node_set in pair]
     metric = f.set_metric(sets, label, pairs).double().cpu()
     changes = metric[0::2] - metric[1::2]
-    gap = (f.full - f.empty)[:pairs]
-    n = len(gap)
-    shared = SetDifference(value=0.0, error=0.0, n=f.n_pairs)
+    gap = f.full - f.empty
+    n = changes.shape[1]
+    shared = _Ratio(0.0, torch.zeros(f.n_pairs, dtype=torch.float64))
     if relative_to is not None and n < f.n_pairs:
-        (shared,) = measure_differences(f, [relative_to], label)
-        reference = f.set_metric(list(relative_to), label).double().cpu()[:, :n]
-        changes = changes - (reference[0] - reference[1])
-    differences = []
-    for change in changes:
+        reference = f.set_metric(list(relative_to), label).double().cpu()
+        change = reference[0] - reference[1]
+        changes = changes - change[:n]
+        shared = _Ratio.of(change, gap)
+    rests = [_Ratio.of(change, gap[:n]) for change in changes]
+    return [
+        SetDifference(value=rest.value + shared.value, error=_combine_errors(shared, rest), n=n)
+        for rest in rests
+    ]
+
+
+@dataclass(frozen=True)
+class _Ratio:
+    """A ratio of means over pairs.
+
+    Attributes:
+        value: the ratio.
+        residuals: what each pair adds to its error; the error of the mean of these is that of the
+            ratio.
+    """
+
+    value: float
+    residuals: Float[Tensor, "pair"]
+
+    @classmethod
+    def of(cls, change: Float[Tensor, "pair"], gap: Float[Tensor, "pair"]) -> _Ratio:
+        """Return the ratio of the means of a change and of the gap m(U) − m(∅)."""
         ratio = change.mean() / gap.mean()
-        error = math.inf
-        if n > 1:
-            residual = (change - ratio * gap) / gap.mean()
-            error = float(residual.std()) / math.sqrt(n)
-        differences.append(
-            SetDifference(value=float(ratio) + shared.value, error=error + shared.error, n=n)
-        )
-    return differences
+        return cls(float(ratio), (change - ratio * gap) / gap.mean())
+
+
+def _combine_errors(shared: _Ratio, rest: _Ratio) -> float:
+    """Return the standard error of the sum of a ratio over all pairs and one over the first pairs.
+
+    The first n of N pairs count in both:  var(shared) / N + var(rest) / n + 2 · cov / N.
+    """
+    n, n_all = len(rest.residuals), len(shared.residuals)
+    if n < 2:
+        return math.inf
+    of_first = torch.stack([shared.residuals[:n], rest.residuals])
+    (_, covariance), (_, of_rest) = torch.cov(of_first).tolist()
+    of_shared = float(shared.residuals.var())
+    variance = of_shared / n_all + of_rest / n + 2 * covariance / n_all
+    return math.sqrt(max(variance, 0.0))
 
 
 def check_sequentially(

@@ -67,6 +67,43 @@ def test_nodes_that_are_not_clear_are_measured_on_all_pairs() -> None:
     assert {difference.n for difference in checked.values()} == {32, 100}
 
 
+class DrawnPairs:
+    """f with U = 1 and ∅ = 0 in each of 100 pairs, and three sets whose noise is correlated."""
+
+    circuit, without, model = (frozenset({UNIVERSE[number]}) for number in range(3))
+    n_pairs = 100
+
+    def __init__(self, seed: int, correlation: float) -> None:
+        rng = np.random.default_rng(seed)
+        common = rng.normal(size=self.n_pairs)
+        own = rng.normal(size=(3, self.n_pairs))
+        self.full, self.empty = torch.ones(self.n_pairs), torch.zeros(self.n_pairs)
+        self.metrics = {
+            self.circuit: 0.9 + 0.3 * common,
+            self.without: 0.7 + 0.3 * correlation * common + 0.1 * own[0],
+            self.model: 0.8 + 0.05 * own[1],
+        }
+
+    def set_metric(self, sets: Any, label: str, pairs: int | None = None) -> torch.Tensor:
+        values = np.stack([self.metrics.get(nodes, np.zeros(self.n_pairs)) for nodes in sets])
+        return torch.tensor(values[:, :pairs])
+
+
+@pytest.mark.parametrize("correlation", [1.0, 0.5, -0.5])
+def test_the_error_beside_a_shared_difference_is_that_of_repeated_draws(correlation: float) -> None:
+    """Whatever the shared difference has in common with the rest."""
+    values, errors = [], []
+    for seed in range(2000):
+        f: Any = DrawnPairs(seed, correlation)
+        (gap,) = measure_differences(
+            f, [(f.without, f.model)], "test", 32, relative_to=(f.circuit, frozenset())
+        )
+        values.append(gap.value)
+        errors.append(gap.error)
+    assert np.mean(values) == pytest.approx(-0.1, abs=0.01)
+    assert np.sqrt(np.mean(np.square(errors))) == pytest.approx(np.std(values), rel=0.06)
+
+
 def test_the_outcome_on_few_pairs_is_that_on_all_pairs_nearly_always() -> None:
     """Of 400 nodes on either side of the bound, at most a few are clear on the wrong side."""
     wrong = 0
