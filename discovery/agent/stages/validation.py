@@ -44,18 +44,7 @@ def validate(state: State, context: RunContext) -> State:
         on_condition=lambda condition: context.save_heldout_sets(state, condition),
     )
     splits = _add_evidence(state, discovery_evidence, conditions)
-    evaluation = Evaluation(
-        universe=context.universe,
-        discovery=splits["discovery"],
-        heldout=splits["heldout"],
-        curve=state.curve,
-        tests={
-            **conditions.tests,
-            "areas": integrate_curves(state.curve, len(state.ranking)),
-        },
-        thresholds=thresholds.as_record(context.rules),
-        heldout_looks=looks,
-    )
+    evaluation = _build_evaluation(state, context, splits, conditions, looks)
     state = add_verdict(
         state.with_changes(evaluation=evaluation, splits=splits, cut_short=conditions.cut_short),
         context.rules,
@@ -66,6 +55,27 @@ def validate(state: State, context: RunContext) -> State:
         {ablation: _describe_scores(part) for ablation, part in conditions.evidence.items()},
         f"before (f): {state.verdict}",
         "; ".join(state.reasons),
+    )
+
+
+def _build_evaluation(
+    state: State,
+    context: RunContext,
+    splits: Mapping[str, SplitEvaluation],
+    conditions: ConditionMeasurements,
+    looks: int,
+) -> Evaluation:
+    return Evaluation(
+        universe=context.universe,
+        discovery=splits["discovery"],
+        heldout=splits["heldout"],
+        curve=state.curve,
+        tests={
+            **conditions.tests,
+            "areas": integrate_curves(state.curve, len(state.ranking)),
+        },
+        thresholds=thresholds.as_record(context.rules),
+        heldout_looks=looks,
     )
 
 
