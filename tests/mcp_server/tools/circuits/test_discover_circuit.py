@@ -293,12 +293,12 @@ async def test_of_many_resumes_at_once_one_goes_on(models: Path, runs_dir: Path)
     ]
     for thread in threads:
         thread.start()
+    for thread in threads:
+        thread.join(60)
     with pytest.raises(StoreError, match="is being written by process"):
         open_run(
             runs_dir, started["run_id"], write=True
-        )  # held at once, not when the model has been loaded
-    for thread in threads:
-        thread.join(60)
+        )  # held as soon as it is resumed, not when the model has been loaded
     assert len({id(run) for run in resumed}) == 1
     assert runs.find(started["run_id"]) is resumed[0]
     resumed[0].job.stop()
