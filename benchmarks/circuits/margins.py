@@ -120,7 +120,7 @@ def use_margin(margin: Margin) -> Iterator[None]:
 def run_cases(models: Path, folder: Path) -> None:
     """Run every case that the folder does not hold yet, and store one line for each run."""
     done = {(*result.case, result.margin) for result in load_results(folder)}
-    for directory in sorted(path for path in models.iterdir() if (path / "config.json").exists()):
+    for directory in sorted(path.parent for path in models.glob("*/model.safetensors")):
         for task_name in BUNDLED_TASKS:
             missing = [
                 margin
