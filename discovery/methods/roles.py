@@ -25,7 +25,6 @@ were tested, and must exceed a stated minimum. A node for which nothing does has
 
 from __future__ import annotations
 
-import math
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -35,7 +34,6 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy import stats
 from torch import Tensor
 
 from discovery.backends.base import Backend
@@ -44,7 +42,8 @@ from discovery.engine.cost import CostTimer, MeasurementCost
 from discovery.errors import MeasurementError, MemoryLimitError, SiteError
 from discovery.methods.ablation import parse_nodes
 from discovery.methods.heads import head_kinds
-from discovery.methods.heads.attention_patterns import read_patterns
+from discovery.methods.heads.attention_patterns import read_rows
+from discovery.methods.heads.kinds import p_above
 from discovery.methods.readout import direct_logit_attribution
 from discovery.methods.statistics import Interval, Resamples, holm, interval_of_mean
 from discovery.sites import Node
@@ -266,7 +265,7 @@ class _RoleWork:
         self.columns["answer_attention"] = tuple(map(str, self.heads))
         present = tuple(pairs[number] for number in with_answer)
         resamples = Resamples.of(replace(self.task, pairs=present, splits=(None,) * len(present)))
-        p_values = holm([_p_above_zero(column - chance) for column in shares.T])
+        p_values = holm(p_above(shares - chance[:, None]).tolist())
         for node, column, p in zip(self.heads, shares.T, p_values, strict=True):
             if p <= ALPHA and float((column - chance).mean()) >= MIN_ATTENTION:
                 self.looks[node] = RoleEvidence(
@@ -280,18 +279,13 @@ class _RoleWork:
 
     def _read_answer_shares(self) -> Float[Tensor, "pair head"]:
         """Return how much each head looks at the answer from the answer position."""
-        shares = torch.zeros(len(self.task), len(self.heads), dtype=torch.float64)
-        layers = sorted({node.layer or 0 for node in self.heads})
-        for first, block in self.engine.blocks():
-            for part, patterns in read_patterns(block, "clean", layers):
-                numbers = [first + row for row in range(len(block.prompts))[part]]
-                for column, node in enumerate(self.heads):
-                    pattern = patterns[node.layer or 0][:, node.head or 0]
-                    for row, number in enumerate(numbers):
-                        pair = self.task.pairs[number]
-                        held = pattern[row, len(pair.clean) - 1, _answer_positions(pair)]
-                        shares[number, column] = float(held.sum())
-        return shares
+        pairs = self.task.pairs
+        queries = [len(pair.clean) - 1 for pair in pairs]
+        rows, _ = read_rows(self.engine, self.heads, queries, keep_whole=False)
+        held = [
+            row[:, _answer_positions(pair)].sum(1) for row, pair in zip(rows, pairs, strict=True)
+        ]
+        return torch.stack(held).double()
 
     def measure_attribution(self) -> None:
         """Measure what each node adds to the logit difference by itself."""
@@ -310,7 +304,8 @@ class _RoleWork:
         self.arrays["direct_attribution"] = {"share": shares}
         self.columns["direct_attribution"] = tuple(map(str, self.nodes))
         resamples = Resamples.of(self.task)
-        p_values = holm([_p_other_than_zero(column.numpy()) for column in shares.T])
+        tails = np.minimum(p_above(shares.numpy()), p_above(-shares.numpy()))
+        p_values = holm(np.minimum(2 * tails, 1.0).tolist())
         for node, column, p in zip(self.nodes, shares.T, p_values, strict=True):
             value = interval_of_mean(column, resamples)
             if p <= ALPHA and abs(value.mean) >= MIN_DIRECT_SHARE:
@@ -351,24 +346,3 @@ class _RoleWork:
 def _answer_positions(pair: EncodedPair) -> list[int]:
     """Return where the clean prompt holds an answer."""
     return [number for number, token in enumerate(pair.clean) if token in pair.answer]
-
-
-def _p_above_zero(values: Float[np.ndarray, "pair"]) -> float:
-    """Return the one-sided p of a mean being above 0; without any spread, the sign decides."""
-    statistic = _t_statistic(values)
-    return float(stats.t.sf(statistic, len(values) - 1))
-
-
-def _p_other_than_zero(values: Float[np.ndarray, "pair"]) -> float:
-    """Return the two-sided p of a mean being 0; without any spread, it is 0 unless all are 0."""
-    statistic = _t_statistic(values)
-    return float(2 * stats.t.sf(abs(statistic), len(values) - 1))
-
-
-def _t_statistic(values: Float[np.ndarray, "pair"]) -> float:
-    """Return mean / standard error; without any spread it is infinite, or 0 for zeros."""
-    mean = float(values.mean())
-    error = float(values.std(ddof=1)) / math.sqrt(len(values))
-    if error == 0:
-        return math.copysign(math.inf, mean) if mean else 0.0
-    return mean / error
