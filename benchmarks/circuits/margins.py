@@ -29,9 +29,10 @@ from unittest import mock
 from scipy.stats import binomtest
 
 from benchmarks.known_circuits.subsets import MAX_NODES, measure_all_subsets
+from benchmarks.known_circuits.trained import does_task
 from benchmarks.output import format_header, format_row, open_output, print_progress
 from benchmarks.scale.results import append_line, read_lines
-from discovery import check_task, discover, load_model, load_task
+from discovery import discover, load_model, load_task
 from discovery.agent.search.fit import PLAIN, WITH_MARGIN, Bounds
 from discovery.backends.base import Backend
 from discovery.tasks import BUNDLED_TASKS
@@ -134,7 +135,7 @@ def run_cases(models: Path, folder: Path) -> None:
 def _run_case(directory: Path, task_name: str, margins: Sequence[Margin], folder: Path) -> None:
     model = load_model(directory)
     task = load_task(task_name, model)
-    if not all(check_task(model, split).is_present for split in (task.discovery, task.heldout)):
+    if not does_task(model, task):
         return
     n_passing = count_passing_sets(model, task)
     for margin in margins:
@@ -145,7 +146,7 @@ def _run_case(directory: Path, task_name: str, margins: Sequence[Margin], folder
             task=task_name,
             n_nodes=len(model.info.nodes()),
             margin=margin,
-            verdict=circuit.verdict,
+            verdict=str(circuit.verdict),
             reasons=circuit.reasons,
             size=circuit.size,
             forward_equivalents=circuit.cost.forward_equivalents or 0.0,

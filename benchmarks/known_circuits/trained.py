@@ -60,6 +60,11 @@ def ensure_trained(seed: int, folder: Path) -> Path:
     return directory
 
 
+def does_task(model: Backend, task: Task) -> bool:
+    """Return whether the model does a task on both of its splits."""
+    return all(check_task(model, split).is_present for split in (task.discovery, task.heldout))
+
+
 def iterate_trained_cases(
     folder: Path, seeds: Sequence[int] = DEVELOPMENT_SEEDS, pairs: int | None = None
 ) -> Iterator[tuple[str, Backend, Task]]:
@@ -69,8 +74,7 @@ def iterate_trained_cases(
         # Not every model does ioi and induction, for which two layers barely suffice.
         for name in BUNDLED_TASKS:
             task = load_task(name, model, pairs=pairs)
-            splits = (task.discovery, task.heldout)
-            if all(check_task(model, split).is_present for split in splits):
+            if does_task(model, task):
                 yield f"small-{seed} {name}", model, task
 
 
