@@ -1,8 +1,4 @@
-"""What every stage is given beside the state: the model, the splits, the budget, the journal.
-
-The sets of nodes that a search has measured are kept with the run, so that a resumed search does
-not measure them again.
-"""
+"""What every stage is given beside the state: the model, the splits, the budget, the journal."""
 
 from __future__ import annotations
 
@@ -36,7 +32,7 @@ from discovery.store import OnEvent, Run
 from discovery.tasks.task import SplitName, Task
 
 SEARCH_PAIRS = 64  # discovery pairs that the search uses
-SAVE_SECONDS = 60  # between two savings of what a search has measured
+SAVE_SECONDS = 60  # between two savings of what a long stage has measured
 MAX_DESCRIPTION_PAIRS = 16
 """The discovery pairs on which sweeps by position and edges are measured."""
 
@@ -227,7 +223,7 @@ class RunContext:
         and what it cost stays counted.
         """
         event = _event("mend", "decision", measured, concluded, why)
-        if time.monotonic() - self._saved_at >= SAVE_SECONDS:
+        if self._is_save_due:
             self.save_set_metrics()
             event |= self._describe_progress(state)
         self._write(event)
@@ -260,6 +256,10 @@ class RunContext:
         self._write(event | self._describe_progress(finished))
         return finished
 
+    @property
+    def _is_save_due(self) -> bool:
+        return time.monotonic() - self._saved_at >= SAVE_SECONDS
+
     def save_set_metrics(self) -> None:
         """Keep the metric of every set that the search has measured."""
         save_set_metrics(self.run, self.search_evaluator)
@@ -267,7 +267,7 @@ class RunContext:
 
     def save_heldout_sets(self, state: State, condition: str) -> None:
         """Keep what the circuit was judged by until now, unless that was done a moment ago."""
-        if time.monotonic() - self._saved_at < SAVE_SECONDS:
+        if not self._is_save_due:
             return
         save_set_metrics(self.run, self.evaluator("heldout"), HELDOUT_SETS)
         self.save_set_metrics()  # the contexts of (d) were chosen on the pairs of the search

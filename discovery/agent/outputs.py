@@ -7,7 +7,6 @@ from collections.abc import Mapping
 import numpy as np
 
 from discovery.agent.context import RunContext
-from discovery.agent.saved.measured_sets import split_names
 from discovery.agent.stages.position_sweeps import describe_saved_sweep
 from discovery.agent.state import State
 from discovery.backends.info import ModelInfo
@@ -23,7 +22,7 @@ from discovery.report import (
     render_page,
 )
 from discovery.sites import EMBED, LOGITS, Node
-from discovery.store import Run
+from discovery.store import Run, split_names
 
 NOT_JUDGED = "not judged yet"
 """The reason of a record that is written before the held-out pairs were looked at."""

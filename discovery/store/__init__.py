@@ -14,6 +14,7 @@ evaluated on the same held-out pairs. This package needs no torch.
 
 from __future__ import annotations
 
+from discovery.store.arrays import join_names, split_names
 from discovery.store.checksums import FileDamage
 from discovery.store.directory import (
     RUNS_DIR_VARIABLE,
@@ -54,6 +55,7 @@ __all__ = [
     "collect_provenance",
     "create_run",
     "default_runs_dir",
+    "join_names",
     "list_runs",
     "open_run",
     "read_candidate",
@@ -61,5 +63,6 @@ __all__ = [
     "record_heldout_look",
     "record_outcome",
     "run_ids",
+    "split_names",
     "utc_timestamp",
 ]

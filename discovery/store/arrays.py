@@ -7,7 +7,7 @@ numpy's, so that this package needs no torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,16 @@ def pack_arrays(
     """
     stored = {name: _to_stored_array(name, array, dtype) for name, array in arrays.items()}
     return save(stored, metadata=dict(metadata))
+
+
+def join_names(names: Iterable[object]) -> str:
+    """Return nodes, edges or positions as the metadata of an array lists them."""
+    return ",".join(map(str, names))
+
+
+def split_names(text: str) -> list[str]:
+    """Return the names that `join_names` joined."""
+    return text.split(",")
 
 
 def read_arrays(path: Path) -> dict[str, Array]:

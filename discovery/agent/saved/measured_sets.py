@@ -18,7 +18,7 @@ from discovery.evaluation import SplitEvaluator
 from discovery.graph import EVIDENCE_ABLATIONS, EvidenceAblation, RulesVersion
 from discovery.methods.ablation import NodeSet
 from discovery.sites import Node
-from discovery.store import Run
+from discovery.store import Run, join_names, split_names
 
 SEARCH_SETS = "sets"
 HELDOUT_SETS = "sets-heldout"
@@ -27,16 +27,6 @@ SINGLE_ABLATIONS: Mapping[EvidenceAblation, str] = {
     "mean": "nodes-mean",
 }
 """The arrays that hold the metric with each single node ablated."""
-
-
-def join_names(names: Iterable[object]) -> str:
-    """Return nodes, edges or positions as the metadata of an array lists them."""
-    return ",".join(map(str, names))
-
-
-def split_names(text: str) -> list[str]:
-    """Return the names that `join_names` joined."""
-    return text.split(",")
 
 
 def save_set_metrics(run: Run, evaluator: SplitEvaluator, prefix: str = SEARCH_SETS) -> None:

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 import torch
 
 from discovery.agent.context import RunContext
-from discovery.agent.saved.measured_sets import join_names
 from discovery.agent.stages.position_sweeps import max_description_cost
 from discovery.agent.state import State
 from discovery.engine import Engine
@@ -30,6 +29,7 @@ from discovery.methods.patching import (
 )
 from discovery.methods.statistics import Resamples, effect_with_interval
 from discovery.sites import Node
+from discovery.store import join_names
 
 MAX_LISTED_EDGES = 8
 EDGES_RESULT_ID = "edges"

@@ -10,7 +10,6 @@ from collections.abc import Collection, Sequence
 import torch
 
 from discovery.agent.context import RunContext
-from discovery.agent.saved.measured_sets import join_names
 from discovery.agent.state import State
 from discovery.engine import Engine
 from discovery.evaluation import (
@@ -30,6 +29,7 @@ from discovery.methods.patching import (
 )
 from discovery.methods.statistics import Resamples
 from discovery.sites import Node
+from discovery.store import join_names
 
 MAX_LISTED_NODES = 10
 RANKING_PAIRS = 16  # discovery pairs on which all nodes are measured

@@ -18,7 +18,6 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from discovery.agent.context import RunContext
-from discovery.agent.saved.measured_sets import join_names
 from discovery.agent.state import State
 from discovery.backends.info import ModelInfo
 from discovery.evaluation import thresholds
@@ -26,7 +25,7 @@ from discovery.graph.base import Json
 from discovery.methods.patching import Sweep, align_by_label, patch_sweep, plan_sweep
 from discovery.methods.statistics import max_statistic_test
 from discovery.sites import Direction, SiteName, Universe
-from discovery.store import Run
+from discovery.store import Run, join_names
 
 DIRECTIONS: tuple[Direction, ...] = ("denoising", "noising")
 

@@ -13,13 +13,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from discovery.agent.context import RunContext
-from discovery.agent.saved.measured_sets import join_names
 from discovery.agent.state import State
 from discovery.evaluation import thresholds
 from discovery.graph import Effect, RoleMeasurement
 from discovery.graph.base import mean_of
 from discovery.methods.roles import RoleEvidence, RoleReport, join_roles, measure_roles
 from discovery.sites import Node, Slot
+from discovery.store import join_names
 
 SLOT_NAMES: Mapping[Slot, str] = {"q": "queries", "k": "keys", "v": "values"}
 

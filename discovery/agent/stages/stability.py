@@ -18,7 +18,6 @@ from torch import Tensor
 
 from discovery.agent.budget import STABILITY_SHARE
 from discovery.agent.context import RunContext
-from discovery.agent.saved.measured_sets import split_names
 from discovery.agent.search.decision import ignore_decision
 from discovery.agent.search.fit import (
     PLAIN,
@@ -44,7 +43,7 @@ from discovery.methods.ablation import NodeSet
 from discovery.methods.patching import effect_change
 from discovery.methods.statistics import draw_bootstrap_weights
 from discovery.sites import Node
-from discovery.store import Run
+from discovery.store import Run, split_names
 
 RANKING_ARRAYS = ("nodes-noising", "nodes-denoising", "nodes-mean")
 MAX_CHECKS = 4  # measurements of the circuit of one repetition
